@@ -1,0 +1,57 @@
+#include "autograd/ops/linear_cross_entropy.h"
+
+#include "autograd/node.h"
+#include "kernels/linear_cross_entropy/linear_cross_entropy.h"
+
+namespace lc {
+namespace {
+
+// The forward has the logits in hand, so it makes the gradients for dloss = 1; the backward only scales them.
+struct LinearCrossEntropyNode final : Node {
+    SavedTensor unit_dhidden{this, "unit_dhidden"}, unit_dweight{this, "unit_dweight"};
+    std::string_view name() const override { return "linear_cross_entropy"; }
+
+    void backward(std::span<const Tensor> dout, GradSink& din) override {
+        kernels::linear_cross_entropy_backward({.unit_dhidden = unit_dhidden.view(),
+                                                .unit_dweight = unit_dweight.view(),
+                                                .dloss = dout[0].view(),
+                                                .dhidden = din.slot(0),
+                                                .dweight = din.slot(1)},
+                                               current_stream());
+    }
+};
+
+Tensor gradient_buffer(const Tensor& input) {
+    return grad_enabled() && requires_grad(input) ? Tensor::empty_like(input.layout(), input.dtype(), input.device())
+                                                  : Tensor();
+}
+
+}  // namespace
+
+Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& labels) {
+    Tensor loss = Tensor::empty({}, hidden.dtype(), hidden.device());
+    const Tensor dhidden = gradient_buffer(hidden), dweight = gradient_buffer(weight);
+    kernels::linear_cross_entropy_forward({.hidden = hidden.view(),
+                                           .weight = weight.view(),
+                                           .labels = labels.view(),
+                                           .loss = loss.view(),
+                                           .dhidden = dhidden.view(),
+                                           .dweight = dweight.view()},
+                                          current_stream());
+    if (should_record({&hidden, &weight})) {
+        auto node = std::make_shared<LinearCrossEntropyNode>();
+        node->unit_dhidden.save(dhidden), node->unit_dweight.save(dweight);
+        record(node, {&hidden, &weight}, {&loss});
+    }
+    return loss;
+}
+
+Tensor token_nll(const Tensor& hidden, const Tensor& weight, const Tensor& labels) {
+    const Tensor nll = Tensor::empty(labels.shape(), hidden.dtype(), hidden.device());
+    kernels::linear_cross_entropy_forward(
+        {.hidden = hidden.view(), .weight = weight.view(), .labels = labels.view(), .nll = nll.view()},
+        current_stream());
+    return nll;
+}
+
+}  // namespace lc

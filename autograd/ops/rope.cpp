@@ -1,0 +1,36 @@
+#include "autograd/ops/rope.h"
+
+#include "autograd/node.h"
+#include "kernels/rope/rope.h"
+
+namespace lc {
+namespace {
+
+struct RopeNode final : Node {
+    SavedTensor cos{this, "cos"}, sin{this, "sin"};
+    int64_t first = 0;
+    std::string_view name() const override { return "rope"; }
+
+    void backward(std::span<const Tensor> dout, GradSink& din) override {
+        kernels::rope_backward(
+            {.dy = dout[0].view(), .cos = cos.view(), .sin = sin.view(), .dx = din.slot(0), .first = first},
+            current_stream());
+    }
+};
+
+}  // namespace
+
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t first) {
+    Tensor y = Tensor::empty_like(x.layout(), x.dtype(), x.device());
+    kernels::rope_forward({.x = x.view(), .cos = cos.view(), .sin = sin.view(), .y = y.view(), .first = first},
+                          current_stream());
+    if (should_record({&x})) {
+        auto node = std::make_shared<RopeNode>();
+        node->cos.save(cos), node->sin.save(sin);
+        node->first = first;
+        record(node, {&x}, {&y});
+    }
+    return y;
+}
+
+}  // namespace lc

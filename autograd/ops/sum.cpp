@@ -1,0 +1,26 @@
+#include "autograd/ops/sum.h"
+
+#include "autograd/node.h"
+#include "kernels/sum/sum.h"
+
+namespace lc {
+namespace {
+
+struct SumNode final : Node {
+    std::string_view name() const override { return "sum"; }
+
+    void backward(std::span<const Tensor> dout, GradSink& din) override {
+        kernels::sum_backward({.dy = dout[0].view(), .dx = din.slot(0)}, current_stream());
+    }
+};
+
+}  // namespace
+
+Tensor sum(const Tensor& x) {
+    Tensor y = Tensor::empty({}, x.dtype(), x.device());
+    kernels::sum_forward({.x = x.view(), .y = y.view()}, current_stream());
+    if (should_record({&x})) record(std::make_shared<SumNode>(), {&x}, {&y});
+    return y;
+}
+
+}  // namespace lc

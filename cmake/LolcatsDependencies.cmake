@@ -1,0 +1,27 @@
+# Every third-party library comes from the distribution's packages; nothing is downloaded at configure time.
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(utf8proc IMPORTED_TARGET libutf8proc)  # optional: NFC tokenizers (Qwen)
+pkg_check_modules(openblas IMPORTED_TARGET openblas)     # optional: f32 GEMM on the CPU
+if(BUILD_TESTING)
+  find_package(GTest REQUIRED)
+endif()
+
+if(LOLCATS_CUDA)
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80 90a)
+  endif()
+  message(STATUS "CUDA toolkit ${CUDAToolkit_VERSION} found; this version has no GPU kernels yet, everything runs on the CPU")
+endif()
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()

@@ -1,0 +1,74 @@
+#include "core/profile.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <mutex>
+
+#include "core/parallel.h"
+
+namespace lc {
+namespace {
+
+std::atomic<bool> enabled{false};
+std::mutex mutex;
+std::map<std::string, ProfileEntry, std::less<>> table;
+
+void record(std::string_view name, double seconds, double flops, double bytes) {
+    std::lock_guard lock(mutex);
+    auto it = table.find(name);
+    if (it == table.end()) it = table.emplace(std::string(name), ProfileEntry{std::string(name), 0, 0, 0, 0}).first;
+    it->second.calls++;
+    it->second.seconds += seconds;
+    it->second.flops += flops;
+    it->second.bytes += bytes;
+}
+
+}  // namespace
+
+void profile_enable(bool on) { enabled = on; }
+bool profile_enabled() { return enabled.load(std::memory_order_relaxed); }
+
+void profile_reset() {
+    std::lock_guard lock(mutex);
+    table.clear();
+}
+
+void profile_count(std::string_view name) {
+    if (profile_enabled()) record(name, 0, 0, 0);
+}
+
+std::vector<ProfileEntry> profile_entries() {
+    std::lock_guard lock(mutex);
+    std::vector<ProfileEntry> entries;
+    for (const auto& [name, entry] : table) entries.push_back(entry);
+    std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+    return entries;
+}
+
+std::string profile_table(double wall_seconds) {
+    std::string text = fmt::format("{:<36} {:>9} {:>10} {:>7} {:>10} {:>8}\n", "zone", "calls", "seconds", "share",
+                                   "GFLOP/s", "GB/s");
+    for (const ProfileEntry& e : profile_entries()) {
+        const double per_second = e.seconds > 0 ? 1e-9 / e.seconds : 0;
+        text += fmt::format("{:<36} {:>9} {:>10.3f} {:>6.1f}% {:>10.1f} {:>8.1f}\n", e.name, e.calls, e.seconds,
+                            wall_seconds > 0 ? 100 * e.seconds / wall_seconds : 0, e.flops * per_second,
+                            e.bytes * per_second);
+    }
+    return text;
+}
+
+ProfileZone::ProfileZone(const char* name, double flops, double bytes)
+    : name_(profile_enabled() ? name : nullptr), flops_(flops), bytes_(bytes) {
+    if (name_) start_ = std::chrono::steady_clock::now();
+}
+
+ProfileZone::~ProfileZone() {
+    if (!name_) return;
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    record(name_, in_parallel() ? seconds / num_threads() : seconds, flops_, bytes_);
+}
+
+}  // namespace lc

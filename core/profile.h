@@ -1,0 +1,45 @@
+// Profiling: named zones with time, FLOPs and bytes, and counters (fallbacks). Off by default and then one branch a zone.
+//
+//   ProfileZone zone("gemm", flops, bytes);      // until the end of the scope
+//   profile_count("fallback hybrid_attention");
+//
+// Time is wall time. A zone opened inside parallel_for is charged 1/threads of its duration, so that the times of
+// sibling zones add up to the wall time of the step. Zones nest: a zone's time includes that of zones opened within it.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lc {
+
+struct ProfileEntry {
+    std::string name;
+    int64_t calls = 0;
+    double seconds = 0;
+    double flops = 0;
+    double bytes = 0;
+};
+
+void profile_enable(bool on);
+bool profile_enabled();
+void profile_reset();
+void profile_count(std::string_view name);
+std::vector<ProfileEntry> profile_entries();  // longest first
+std::string profile_table(double wall_seconds);
+
+class ProfileZone {
+  public:
+    explicit ProfileZone(const char* name, double flops = 0, double bytes = 0);
+    ~ProfileZone();
+    ProfileZone(const ProfileZone&) = delete;
+    ProfileZone& operator=(const ProfileZone&) = delete;
+
+  private:
+    const char* name_;  // null: profiling is off
+    double flops_ = 0, bytes_ = 0;
+    std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace lc

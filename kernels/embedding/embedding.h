@@ -1,0 +1,23 @@
+// out[i] = weight[ids[i]]          dweight[v] = sum over i with ids[i] = v of dout[i], i in rising order
+#pragma once
+#include "core/device.h"
+#include "core/tensor.h"
+#include "kernels/common/grad_write.h"
+
+namespace lc::kernels {
+
+struct EmbeddingForward {
+    TensorView weight;  // [V,D]    in
+    TensorView ids;     // [...]    in, i32 or i64 in [0,V), checked
+    TensorView out;     // [...,D]  out
+};
+void embedding_forward(const EmbeddingForward& args, Stream stream);
+
+struct EmbeddingBackward {
+    TensorView ids;    // [...]    in
+    TensorView dout;   // [...,D]  in
+    GradSlot dweight;  // [V,D]    out
+};
+void embedding_backward(const EmbeddingBackward& args, Stream stream);
+
+}  // namespace lc::kernels

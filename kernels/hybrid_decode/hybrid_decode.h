@@ -1,0 +1,31 @@
+// One token of linearized attention with constant memory. The ring keeps the keys and values a window can still see; the
+// state is touched once a block (terraced) or once a token (sliding, none).
+//
+//   position t: fold what leaves the window into S, z;  put k_t, v_t into slot t mod R;  y = merge(window, state)
+//     terraced  R = 2w   when t mod w == 0 and t >= 2w: fold block t/w-2
+//     sliding   R = w    when t >= w: fold token t-w
+//     none      R = 0    fold token t itself, then attend
+// Equal to row t of hybrid_attention / linear_attention over the whole sequence, up to rounding.
+#pragma once
+#include "core/device.h"
+#include "kernels/common/attention_spec.h"
+
+namespace lc::kernels {
+
+struct HybridDecode {
+    TensorView q;               // [B,H,1,D]      in, after RoPE
+    TensorView k, v;            // [B,H_kv,1,D]   in
+    TensorView wq, bq, wk, bk;  // feature maps as in autograd/ops/linear_attention.h; biases may be empty
+    TensorView mix_logit;       // [H]            in; empty for window none
+    TensorView ring_k, ring_v;  // [B,H_kv,R,D]   in/out; empty for window none
+    TensorView s, z;            // [B,Hs,F',D], [B,Hs,F']  in/out, f32 (f64 for f64)
+    TensorView y;               // [B,H,1,D]      out
+    int64_t position = 0;       // t
+    LinearizedSpec spec;
+};
+void hybrid_decode(const HybridDecode& args, Stream stream);
+
+// The f32 form behind it, for contiguous rows and without checks.
+void hybrid_decode_fast(const HybridDecode& args);
+
+}  // namespace lc::kernels

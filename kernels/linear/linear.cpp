@@ -1,0 +1,105 @@
+#include "kernels/linear/linear.h"
+
+#include "kernels/common/dispatch.h"
+#include "kernels/common/gemm.h"
+#include "kernels/linear/linear_naive.h"
+
+namespace lc::kernels {
+namespace {
+
+void forward_fast(const LinearForward& args) {
+    const InRows<float> x(args.x), w(args.w);
+    const OutRows<float> y(args.y);
+    if (args.b) {  // the product is added on top of the bias
+        const FlatInput<float> b(args.b);
+        parallel_for(y.rows, 16, [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) std::copy_n(b.data(), y.columns, y.row(r));
+        });
+    }
+    gemm(Gemm<float>{.op_b = Op::Transpose,
+                     .m = x.rows,
+                     .n = w.rows,
+                     .k = x.columns,
+                     .a = x.data,
+                     .lda = x.stride,
+                     .b = w.data,
+                     .ldb = w.stride,
+                     .beta = args.b ? 1.0f : 0.0f,
+                     .c = y.data,
+                     .ldc = y.stride});
+    y.finish();
+}
+
+// Each thread owns some columns and walks all rows in order: the bits do not depend on the number of threads.
+void sum_rows(const Rows<const float>& dy, const OutRows<float>& db) {
+    parallel_for(dy.columns, 64, [&](int64_t begin, int64_t end) {
+        std::vector<float> sum(static_cast<size_t>(end - begin));
+        for (int64_t r = 0; r < dy.rows; ++r)
+            for (int64_t o = begin; o < end; ++o) sum[o - begin] += dy(r, o);
+        for (int64_t o = begin; o < end; ++o) db.put(0, o, sum[o - begin]);
+    });
+}
+
+void backward_fast(const LinearBackward& args) {
+    const InRows<float> dy(args.dy);
+    const OutRows<float> dx(args.dx), dw(args.dw), db(args.db);
+    if (dx) {
+        const InRows<float> w(args.w);
+        gemm(Gemm<float>{.m = dy.rows,
+                         .n = w.columns,
+                         .k = w.rows,
+                         .a = dy.data,
+                         .lda = dy.stride,
+                         .b = w.data,
+                         .ldb = w.stride,
+                         .beta = dx.beta(),
+                         .c = dx.data,
+                         .ldc = dx.stride});
+    }
+    if (dw) {
+        const InRows<float> x(args.x);
+        gemm(Gemm<float>{.op_a = Op::Transpose,
+                         .m = dy.columns,
+                         .n = x.columns,
+                         .k = x.rows,
+                         .a = dy.data,
+                         .lda = dy.stride,
+                         .b = x.data,
+                         .ldb = x.stride,
+                         .beta = dw.beta(),
+                         .c = dw.data,
+                         .ldc = dw.stride});
+    }
+    if (db) sum_rows(dy, db);
+    dx.finish(), dw.finish(), db.finish();
+}
+
+void check(const TensorView& x, const TensorView& w, const TensorView& y) {
+    LC_CHECK(w.rank() == 2 && x.rank() >= 1 && x.size(-1) == w.size(1),
+             "linear: w must be [Out,In] with In={}, got x {} and w {}", x.rank() ? x.size(-1) : 0, x.shape(),
+             w.shape());
+    LC_CHECK(y.rank() == x.rank() && y.size(-1) == w.size(0) && row_count(y.shape()) == row_count(x.shape()),
+             "linear: y of x {} and w {} cannot be {}", x.shape(), w.shape(), y.shape());
+}
+
+}  // namespace
+
+void linear_forward(const LinearForward& args, Stream) {
+    check(args.x, args.w, args.y);
+    LC_CHECK(!args.b || args.b.shape() == Shape{args.w.size(0)}, "linear: b must be [{}], got {}", args.w.size(0),
+             args.b.shape());
+    require_alike("linear", {args.x, args.w, args.b, args.y});
+    if (use_fast_cpu(args.x.dtype)) return forward_fast(args);
+    dispatch_compute(args.x.dtype, "linear",
+                     [&](auto type) { linear_forward_naive<typename decltype(type)::type>(args); });
+}
+
+void linear_backward(const LinearBackward& args, Stream) {
+    check(args.x, args.w, args.dy);
+    require_alike("linear", {args.dy, args.x, args.w, args.dx.view, args.dw.view, args.db.view});
+    if (use_fast_cpu(args.dy.dtype)) return backward_fast(args);
+    dispatch_compute(args.dy.dtype, "linear",
+                     [&](auto type) { linear_backward_naive<typename decltype(type)::type>(args); });
+}
+
+}  // namespace lc::kernels

@@ -1,0 +1,34 @@
+// Next-token loss from hidden states, without ever storing all logits.
+//
+//   l_i = hidden_i W^T      nll_i = log sum_v exp(l_iv) - l_i[label_i]      loss = sum of nll_i over valid rows / n
+//   dl_i = (softmax(l_i) - onehot(label_i)) / n      dhidden_i = dl_i W      dW = sum_i dl_i^T hidden_i
+//
+// A row is valid when its label is not -100; n is the number of valid rows. Without one, loss and gradients are 0.
+//
+// NUMERICS: logits and softmax in f32 (f64 for f64) with the row maximum taken out; nll in f64 from there on.
+// COST: 2 N D V FLOPs forward, the same again for each gradient; one block of rows of logits is alive at a time.
+#pragma once
+#include "core/device.h"
+#include "core/tensor.h"
+#include "kernels/common/grad_write.h"
+
+namespace lc::kernels {
+
+struct LinearCrossEntropyForward {
+    TensorView hidden;            // [N,D]  in
+    TensorView weight;            // [V,D]  in
+    TensorView labels;            // [N]    in, i32 or i64: -100 or in [0,V), checked
+    TensorView loss;              // []     out, or empty
+    TensorView nll;               // [N]    out, 0 where ignored; or empty
+    TensorView dhidden, dweight;  // [N,D], [V,D]  out: gradients of the loss; or empty
+};
+void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream stream);
+
+struct LinearCrossEntropyBackward {
+    TensorView unit_dhidden, unit_dweight;  // what the forward left; empty where nobody wanted it
+    TensorView dloss;                       // []  in: scales them
+    GradSlot dhidden, dweight;              // out
+};
+void linear_cross_entropy_backward(const LinearCrossEntropyBackward& args, Stream stream);
+
+}  // namespace lc::kernels

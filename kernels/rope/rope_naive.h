@@ -1,0 +1,37 @@
+// The oracle: loops as the formulas of rope.h read.
+#pragma once
+#include "kernels/rope/rope.h"
+
+namespace lc::kernels {
+
+// out = x rotated by direction * a, over it or on top of it.
+template <class T>
+void rope_rotate_naive(const TensorView& x_view, const TensorView& cos_view, const TensorView& sin_view, int64_t first,
+                       T direction, const GradSlot& slot) {
+    const auto x = x_view.as<const T, 4>();
+    const auto cos = cos_view.as<const T, 2>(), sin = sin_view.as<const T, 2>();
+    const auto out = slot.view.as<T, 4>();
+    const int64_t half = x.size(3) / 2;
+    const auto put = [&](T& target, T value) { target = slot.accumulate() ? target + value : value; };
+    for (int64_t b = 0; b < x.size(0); ++b)
+        for (int64_t h = 0; h < x.size(1); ++h)
+            for (int64_t t = 0; t < x.size(2); ++t)
+                for (int64_t i = 0; i < half; ++i) {
+                    const T c = cos(first + t, i), s = direction * sin(first + t, i);
+                    const T low = x(b, h, t, i), high = x(b, h, t, i + half);
+                    put(out(b, h, t, i), low * c - high * s);
+                    put(out(b, h, t, i + half), high * c + low * s);
+                }
+}
+
+template <class T>
+void rope_forward_naive(const RopeForward& args) {
+    rope_rotate_naive<T>(args.x, args.cos, args.sin, args.first, T{1}, {args.y});
+}
+
+template <class T>
+void rope_backward_naive(const RopeBackward& args) {
+    if (args.dx) rope_rotate_naive<T>(args.dy, args.cos, args.sin, args.first, T{-1}, args.dx);
+}
+
+}  // namespace lc::kernels

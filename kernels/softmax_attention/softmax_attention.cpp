@@ -1,0 +1,66 @@
+#include "kernels/softmax_attention/softmax_attention.h"
+
+#include "kernels/common/dispatch.h"
+#include "kernels/softmax_attention/softmax_attention_cpu.h"
+#include "kernels/softmax_attention/softmax_attention_naive.h"
+
+namespace lc::kernels {
+namespace {
+
+void check(const SoftmaxAttentionForward& a) {
+    LC_CHECK(a.q.rank() == 4 && a.k.rank() == 4 && a.k.shape() == a.v.shape(),
+             "softmax_attention: q must be [B,H,T,D], k and v [B,H_kv,Tk,D], got {}, {} and {}", a.q.shape(),
+             a.k.shape(), a.v.shape());
+    LC_CHECK(a.k.size(0) == a.q.size(0) && a.k.size(3) == a.q.size(3) && a.k.size(2) >= a.q.size(2) &&
+                 a.k.size(1) > 0 && a.q.size(1) % a.k.size(1) == 0,
+             "softmax_attention: k must be [{},H_kv,Tk,{}] with H_kv dividing {} and Tk >= {}, got {}", a.q.size(0),
+             a.q.size(3), a.q.size(1), a.q.size(2), a.k.shape());
+    LC_CHECK(a.y.shape() == a.q.shape(), "softmax_attention: y must be {}, got {}", a.q.shape(), a.y.shape());
+    const Shape rows{a.q.size(0), a.q.size(1), a.q.size(2)};
+    LC_CHECK(!a.lse || a.lse.shape() == rows, "softmax_attention: lse must be {}, got {}", rows, a.lse.shape());
+    for (const TensorView* view : {&a.k, &a.v, &a.y})
+        LC_CHECK(view->dtype == a.q.dtype, "softmax_attention: q is {}, another tensor {}", name_of(a.q.dtype),
+                 name_of(view->dtype));
+    require_cpu(a.q, "softmax_attention");
+}
+
+bool fast_applies(const SoftmaxAttentionForward& a) {
+    if (!use_fast_cpu(a.q.dtype)) return false;
+    const bool fits = is_matrix(a.k) && is_matrix(a.v) && a.q.size(3) > 0;
+    if (!fits) profile_count("fallback softmax_attention");
+    return fits;
+}
+
+// Two products of a query with each key it sees.
+double forward_flops(const SoftmaxAttentionForward& a) {
+    const double t = static_cast<double>(a.q.size(2)), cached = static_cast<double>(a.k.size(2)) - t;
+    return 4.0 * a.q.size(0) * a.q.size(1) * a.q.size(3) * (t * cached + t * (t + 1) / 2);
+}
+
+double input_bytes(const SoftmaxAttentionForward& a) {
+    return static_cast<double>(size_of(a.q.dtype)) * (2.0 * a.q.numel() + 2.0 * a.k.numel());
+}
+
+}  // namespace
+
+void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream) {
+    check(args);
+    const ProfileZone zone("softmax_attention_forward", forward_flops(args), input_bytes(args));
+    if (fast_applies(args)) return softmax_attention_forward_cpu(args);
+    dispatch_compute(args.q.dtype, "softmax_attention",
+                     [&](auto type) { softmax_attention_forward_naive<typename decltype(type)::type>(args); });
+}
+
+void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream) {
+    check(args.forward);
+    LC_CHECK(args.forward.lse && args.dy.shape() == args.forward.q.shape(),
+             "softmax_attention: the backward needs lse and dy of shape {}, got dy {}", args.forward.q.shape(),
+             args.dy.shape());
+    const ProfileZone zone("softmax_attention_backward", 2.5 * forward_flops(args.forward),
+                           2 * input_bytes(args.forward));
+    if (fast_applies(args.forward)) return softmax_attention_backward_cpu(args);
+    dispatch_compute(args.dy.dtype, "softmax_attention",
+                     [&](auto type) { softmax_attention_backward_naive<typename decltype(type)::type>(args); });
+}
+
+}  // namespace lc::kernels

@@ -1,0 +1,23 @@
+#include "kernels/swiglu/swiglu.h"
+
+#include "kernels/common/dispatch.h"
+#include "kernels/common/vexp.h"
+#include "kernels/swiglu/swiglu_naive.h"
+
+namespace lc::kernels {
+
+void swiglu_forward(const SwigluForward& args, Stream) {
+    require_alike("swiglu", {args.gate, args.up, args.y});
+    if (use_fast_cpu(args.gate.dtype)) return swiglu_forward_with<float>(args, [](float x) { return exp_approx(x); });
+    dispatch_compute(args.gate.dtype, "swiglu",
+                     [&](auto type) { swiglu_forward_naive<typename decltype(type)::type>(args); });
+}
+
+void swiglu_backward(const SwigluBackward& args, Stream) {
+    require_alike("swiglu", {args.dy, args.gate, args.up, args.dgate.view, args.dup.view});
+    if (use_fast_cpu(args.dy.dtype)) return swiglu_backward_with<float>(args, [](float x) { return exp_approx(x); });
+    dispatch_compute(args.dy.dtype, "swiglu",
+                     [&](auto type) { swiglu_backward_naive<typename decltype(type)::type>(args); });
+}
+
+}  // namespace lc::kernels

@@ -1,0 +1,156 @@
+// One decoder for the whole Llama family, driven by its config: pre-norm blocks, grouped-query attention, RoPE, SwiGLU.
+//
+//   h = embed(ids)
+//   each layer:  q,k,v = rope(project(norm(h)));  y = attention(q,k,v);  h = h + o(y);  h = h + mlp(norm(h))
+//   logits = lm_head(norm(h))
+//
+// The pieces are public because stage 1 walks the layers itself: the teacher's y goes on to the next layer while the
+// student's y is only compared with it. What a forward shall do is an argument (AttentionMode), not a state of the
+// model.
+#pragma once
+#include <array>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "autograd/ops/hybrid_attention.h"
+#include "models/attention/attention_spec.h"
+#include "models/decoder/config.h"
+
+namespace lc::models {
+
+enum class AttentionMode : uint8_t {
+    Softmax,
+    Linearized
+};  // Linearized: layers that `linearize` converted; others softmax
+enum class Terms : uint8_t { Both, WindowOnly, LinearOnly };  // diagnosis of hybrids; Both is the model
+
+// A frozen weight and, if adapted, its LoRA pair.
+struct Projection {
+    Tensor weight;          // [Out,In]
+    Tensor lora_a, lora_b;  // [R,In], [Out,R]; undefined: none
+    double lora_scale = 0;  // alpha / R
+    Tensor forward(const Tensor& x) const;
+    void drop_lora() { lora_a = {}, lora_b = {}, lora_scale = 0; }
+};
+
+struct DecoderLayer {
+    Tensor input_norm, post_attention_norm;  // [D]
+    Projection q, k, v, o;
+    Tensor gate, up, down;  // [I,D], [I,D], [D,I]
+    FeatureMaps maps;       // undefined unless linearized
+    Tensor mix_logit;       // [H], hybrid only
+    bool linearized = false;
+};
+
+// Which layers of the model this decoder holds. The embedding comes with the first layer, final norm and head with the
+// last.
+struct LayerRange {
+    int64_t begin = 0, end = -1;  // end -1: to the last layer
+};
+
+struct LoadOptions {
+    DType dtype = DType::f32;  // f32 or f64: what the CPU computes in
+    bool follow_symlinks = true;
+    LayerRange layers;
+};
+
+struct LoraSpec {
+    int64_t rank = 8;
+    double alpha = 16;
+    std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj"};
+};
+
+struct NamedTensor {
+    std::string name;  // as in the file that holds it, e.g. "model.layers.3.self_attn.feature_map_q.mlp.layer"
+    Tensor tensor;     // the parameter itself (shares storage and autograd metadata with the model's)
+};
+
+struct Qkv {
+    Tensor q;     // [B,H,T,D]     after RoPE
+    Tensor k, v;  // [B,H_kv,T,D]  k after RoPE
+};
+
+class Decoder {
+  public:
+    // An unmodified Hugging Face directory. All weights are frozen. Throws BadInput naming the tensor, what config.json
+    // asks for and what is there; also for tensors that are no part of this architecture.
+    static Decoder load(const std::filesystem::path& directory, const LoadOptions& options = {});
+    // Normal(0, 0.02) weights (residual outputs scaled by 1/sqrt(2 layers)), unit norms; all trainable. For `pretrain`.
+    static Decoder random(const DecoderConfig& config, uint64_t seed, DType dtype = DType::f32);
+
+    const DecoderConfig& config() const { return config_; }
+    // Layers are counted from 0 within this decoder; layer i is layer first_layer() + i of the model, and named so.
+    int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
+    int64_t first_layer() const { return first_layer_; }
+    const DecoderLayer& layer(int64_t index) const { return layers_.at(static_cast<size_t>(index)); }
+    DecoderLayer& layer(int64_t index) { return layers_.at(static_cast<size_t>(index)); }
+    const std::optional<AttentionSpec>& attention() const { return attention_; }
+    DType dtype() const { return rope_cos_.dtype(); }
+
+    // Adds feature maps and window factors to every layer not in spec.softmax_layers, frozen like all else. Replaces
+    // earlier ones; LoRA pairs are dropped. Throws Error(Usage) for a spec that cannot be run (see validate).
+    void linearize(const AttentionSpec& spec, uint64_t seed);
+    // Adds LoRA pairs (A uniform +-1/sqrt(In), B zero) to the projections of linearized layers. Replaces earlier ones.
+    void add_lora(const LoraSpec& spec, uint64_t seed);
+    void merge_lora();  // W += s B A, then drops the pairs
+    const std::optional<LoraSpec>& lora() const { return lora_; }
+
+    // --- the pieces of a forward pass; h is [B,T,D] ---
+    Tensor embed(const Tensor& ids) const;                                    // ids [B,T] -> h
+    Qkv project(int64_t layer, const Tensor& h, int64_t position = 0) const;  // position of row 0
+    // y [B,H,T,D], stored as [B,T,H,D]. Terms other than Both need a hybrid layer to say something about: layers that
+    // are softmax in this mode ignore them, pure linear ones refuse WindowOnly.
+    Tensor attend(int64_t layer, const Qkv& qkv, AttentionMode mode, Terms terms = Terms::Both) const;
+    Tensor finish(int64_t layer, const Tensor& h, const Tensor& y) const;  // the next layer's h
+    Tensor final_norm(const Tensor& h) const;
+    const Tensor& lm_head() const;  // [V,D]; the embedding when tied
+
+    struct ForwardOptions {
+        AttentionMode mode = AttentionMode::Softmax;
+        Terms terms = Terms::Both;
+        bool checkpoint_layers = false;  // keep only each layer's input for the backward
+    };
+    Tensor hidden(const Tensor& ids, const ForwardOptions& options) const;  // after the final norm
+    Tensor logits(const Tensor& ids, const ForwardOptions& options) const;  // [B,T,V]; for short sequences and tests
+
+    // --- parameters by group, in a fixed order ---
+    std::vector<NamedTensor> feature_map_parameters(int64_t layer) const;  // maps, biases, window factors of one layer
+    std::vector<NamedTensor> feature_map_parameters() const;               // all layers
+    std::vector<NamedTensor> lora_parameters() const;
+    std::vector<NamedTensor> base_parameters() const;  // HF names
+    // Turns gradients on for exactly these, which must be parameters of this decoder; everything else is frozen.
+    void set_trainable(const std::vector<NamedTensor>& parameters);
+
+  private:
+    struct WeightSlot {
+        std::string name;  // Hugging Face's
+        Tensor* tensor;
+        Shape shape;
+    };
+    Decoder(const DecoderConfig& config, LayerRange layers);
+    void make_rope_table(DType dtype);
+    std::vector<WeightSlot> weight_slots();  // of the base model, in a fixed order
+    std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
+    void linearize_layer(int64_t layer, uint64_t seed);
+    const DecoderLayer& checked_layer(int64_t index) const;
+
+    DecoderConfig config_;
+    int64_t first_layer_ = 0;
+    Tensor embedding_, final_norm_, lm_head_;  // lm_head_ undefined when tied
+    std::vector<DecoderLayer> layers_;
+    Tensor rope_cos_, rope_sin_;  // [max_positions, D/2]
+    std::optional<AttentionSpec> attention_;
+    std::optional<LoraSpec> lora_;
+};
+
+// The projection of a layer by its name in files ("q_proj", "k_proj", "v_proj", "o_proj"); nullptr for another name.
+Projection* find_projection(DecoderLayer& layer, std::string_view name);
+inline constexpr std::array<std::string_view, 4> kProjectionNames = {"q_proj", "k_proj", "v_proj", "o_proj"};
+
+// What kernels run for a layer of this spec: LinearOnly takes the window away, WindowOnly the linear branch (Usage
+// error for pure linear attention, which would have nothing left).
+kernels::LinearizedSpec effective_spec(const AttentionSpec& spec, Terms terms);
+
+}  // namespace lc::models

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Everything from a bare machine to tested: installs what is missing, builds, runs all tests, then the whole CPU suite again
+# under AddressSanitizer and UndefinedBehaviorSanitizer. `--quick` leaves the sanitizer build out.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+install_missing
+choose_preset
+build "$preset" -DBUILD_TESTING=ON  # demo.sh configures without
+say "tests ($preset)"
+ctest --preset "$preset" -j "$(nproc)"
+if [ "${1:-}" != --quick ]; then
+    build asan
+    say "tests (AddressSanitizer, UBSan)"
+    ctest --preset asan -j "$(nproc)" -LE "slow|no_sanitizer"
+fi
+if [ "$preset" = cpu ]; then echo "nvcc was not found: the CPU side was built and tested, no CUDA code was compiled."; fi

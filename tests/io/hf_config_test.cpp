@@ -1,0 +1,258 @@
+#include "io/hf_config.h"
+
+#include "core/log.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "tests/assets.h"
+#include "tests/io/faults.h"
+
+namespace lc::io {
+namespace {
+
+namespace fs = std::filesystem;
+using test::expect_refused;
+
+// Llama 3.1 8B, classic spelling.
+const char* const kLlama = R"({
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": false, "mlp_bias": false,
+  "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096,
+  "intermediate_size": 14336, "max_position_embeddings": 131072, "num_attention_heads": 32, "num_hidden_layers": 32,
+  "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": false,
+  "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                   "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+  "torch_dtype": "bfloat16", "vocab_size": 128256, "use_cache": true, "transformers_version": "4.43.0"})";
+
+// kLlama with members replaced or added ("key": value) and others removed.
+Json llama(std::string_view changes, const std::vector<std::string>& removed = {}) {
+    Json json = parse_json(kLlama, "llama");
+    for (const std::string& key : removed) json.erase(key);
+    json.update(parse_json(fmt::format("{{{}}}", changes), "changes"));
+    return json;
+}
+
+const char* const kNewRope = R"("rope_parameters": {"rope_theta": 500000.0, "factor": 8.0, "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "dtype": "bfloat16")";
+
+TEST(HfConfig, ClassicSpelling) {
+    const HfConfig config = parse_hf_config(llama(""), "config.json");
+    EXPECT_EQ(config.hidden_size, 4096);
+    EXPECT_EQ(config.head_dim, 128);
+    EXPECT_EQ(config.num_key_value_heads, 8);
+    EXPECT_EQ(config.rope.type, RopeType::llama3);
+    EXPECT_EQ(config.rope.theta, 500000);
+    EXPECT_EQ(config.rope.factor, 8);
+    EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{128001, 128008, 128009}));
+    EXPECT_EQ(config.bos_token_ids, (std::vector<int64_t>{128000}));
+    EXPECT_EQ(config.torch_dtype, "bfloat16");
+    EXPECT_FALSE(config.uses_rope_parameters);
+}
+
+TEST(HfConfig, BothSpellingsMeanTheSame) {
+    const HfConfig older = parse_hf_config(llama(""), "a");
+    const HfConfig newer = parse_hf_config(llama(kNewRope, {"rope_theta", "rope_scaling", "torch_dtype"}), "b");
+    EXPECT_EQ(newer.rope, older.rope);
+    EXPECT_EQ(newer.torch_dtype, older.torch_dtype);
+    EXPECT_TRUE(newer.uses_rope_parameters);
+    EXPECT_EQ(parse_hf_config(llama(kNewRope), "both").rope, older.rope);
+    EXPECT_EQ(parse_hf_config(llama(kNewRope, {"rope_theta"}), "both").rope, older.rope);
+    EXPECT_EQ(parse_hf_config(llama(R"("rope_scaling": null)"), "c").rope.type, RopeType::standard);
+    EXPECT_EQ(parse_hf_config(llama("", {"rope_scaling", "rope_theta"}), "d").rope.theta, 10000);
+    const char* legacy = R"("rope_scaling": {"type": "default"})";
+    EXPECT_EQ(parse_hf_config(llama(legacy), "e").rope.type, RopeType::standard);
+}
+
+TEST(HfConfig, DefaultsOfWhatIsAbsent) {
+    const HfConfig config = parse_hf_config(
+        llama("", {"num_key_value_heads", "tie_word_embeddings", "bos_token_id", "eos_token_id", "torch_dtype"}), "a");
+    EXPECT_EQ(config.num_key_value_heads, 32);
+    EXPECT_FALSE(config.tie_word_embeddings);
+    EXPECT_TRUE(config.eos_token_ids.empty());
+    EXPECT_EQ(config.torch_dtype, "");
+    EXPECT_EQ(parse_hf_config(llama(R"("head_dim": 96, "hidden_size": 5000)"), "b").head_dim, 96);
+}
+
+TEST(HfConfig, WrittenAndReadBack) {
+    const std::vector<Json> inputs = {llama(""), llama(kNewRope, {"rope_theta", "rope_scaling", "torch_dtype"}),
+                                      llama(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral",
+                                               "sliding_window": 4096, "rope_scaling": null, "eos_token_id": 2)")};
+    for (const Json& input : inputs) {
+        const Json written = parse_hf_config(input, "a").to_json();
+        for (const auto& [key, value] : written.items()) {
+            if (input.contains(key)) {
+                EXPECT_EQ(value, input[key]) << key;
+            }
+        }
+        EXPECT_EQ(parse_hf_config(written, "b").to_json(), written);
+        EXPECT_EQ(written.contains("rope_parameters"), input.contains("rope_parameters"));
+    }
+}
+
+struct Case {
+    std::string changes;
+    std::vector<std::string> removed;
+    std::vector<std::string> says;
+};
+
+const std::vector<Case>& malformed() {
+    static const std::vector<Case> cases = {
+        // absent
+        {"", {"architectures"}, {"'architectures'", "missing"}},
+        {"", {"model_type"}, {"'model_type'", "missing"}},
+        {"", {"hidden_size"}, {"'hidden_size'", "missing"}},
+        {"", {"intermediate_size"}, {"'intermediate_size'", "missing"}},
+        {"", {"num_hidden_layers"}, {"'num_hidden_layers'", "missing"}},
+        {"", {"num_attention_heads"}, {"'num_attention_heads'", "missing"}},
+        {"", {"vocab_size"}, {"'vocab_size'", "missing"}},
+        {"", {"max_position_embeddings"}, {"'max_position_embeddings'", "missing"}},
+        {"", {"rms_norm_eps"}, {"'rms_norm_eps'", "missing"}},
+        {"", {"hidden_act"}, {"'hidden_act'", "missing"}},
+        {R"("num_hidden_layers": null)", {}, {"'num_hidden_layers'", "missing"}},
+        // of the wrong type
+        {R"("hidden_size": "4096")", {}, {"'hidden_size'", "integer", "\"4096\""}},
+        {R"("hidden_size": 4096.0)", {}, {"'hidden_size'", "integer", "4096.0"}},
+        {R"("vocab_size": 18446744073709551616)", {}, {"'vocab_size'", "integer"}},
+        {R"("num_hidden_layers": true)", {}, {"'num_hidden_layers'", "true"}},
+        {R"("rms_norm_eps": "1e-5")", {}, {"'rms_norm_eps'", "number"}},
+        {R"("rope_theta": [1])", {}, {"'rope_theta'", "number", "an array"}},
+        {R"("rope_scaling": "llama3")", {}, {"'rope_scaling'", "an object"}},
+        {R"("rope_scaling": {"rope_type": 3})", {}, {"'rope_scaling.rope_type'", "a string"}},
+        {R"("tie_word_embeddings": 1)", {}, {"'tie_word_embeddings'", "true or false"}},
+        {R"("architectures": "LlamaForCausalLM")", {}, {"'architectures'", "an array"}},
+        {R"("architectures": [1])", {}, {"'architectures'", "strings"}},
+        {R"("architectures": [])", {}, {"'architectures'", "one architecture"}},
+        {R"("eos_token_id": "</s>")", {}, {"'eos_token_id'", "</s>"}},
+        {R"("eos_token_id": [1, "x"])", {}, {"'eos_token_id'", "\"x\""}},
+        {R"("torch_dtype": 16)", {}, {"'torch_dtype'", "a string"}},
+        // out of range
+        {R"("num_hidden_layers": 0)", {}, {"'num_hidden_layers'", "[1, 1024]", "0"}},
+        {R"("num_hidden_layers": 1025)", {}, {"'num_hidden_layers'", "1025"}},
+        {R"("vocab_size": 16777217)", {}, {"'vocab_size'", "16777217"}},
+        {R"("hidden_size": -4096)", {}, {"'hidden_size'", "-4096"}},
+        {R"("hidden_size": 4100)", {}, {"'hidden_size'", "multiple of num_attention_heads = 32", "4100"}},
+        {R"("hidden_size": 96)", {}, {"'hidden_size'", "head_dim 3", "even"}},
+        {R"("num_key_value_heads": 5)", {}, {"'num_key_value_heads'", "divisor", "32", "5"}},
+        {R"("num_key_value_heads": 64)", {}, {"'num_key_value_heads'", "64"}},
+        {R"("num_key_value_heads": 0)", {}, {"'num_key_value_heads'", "0"}},
+        {R"("head_dim": 127)", {}, {"'head_dim'", "even", "127"}},
+        {R"("head_dim": 0)", {}, {"'head_dim'", "0"}},
+        {R"("rms_norm_eps": 0)", {}, {"'rms_norm_eps'", "0"}},
+        {R"("rms_norm_eps": -1e-5)", {}, {"'rms_norm_eps'", "-1e-05"}},
+        {R"("rope_theta": 0)", {}, {"'rope_theta'", "0"}},
+        {R"("max_position_embeddings": 0)", {}, {"'max_position_embeddings'", "0"}},
+        {R"("eos_token_id": 128256)", {}, {"'eos_token_id'", "128255", "128256"}},
+        {R"("bos_token_id": -1)", {}, {"'bos_token_id'", "-1"}},
+        {R"("eos_token_id": [128256])", {}, {"'eos_token_id'", "128256"}},
+        // rope
+        {R"("rope_scaling": {"rope_type": "yarn", "factor": 2})",
+         {},
+         {"'rope_scaling.rope_type'", "yarn", "not supported"}},
+        {R"("rope_scaling": {"type": "linear", "factor": 2})", {}, {"'rope_scaling.type'", "linear"}},
+        {R"("rope_scaling": {"type": "dynamic", "factor": 2})", {}, {"'rope_scaling.type'", "dynamic"}},
+        {R"("rope_scaling": {"rope_type": "spiral"})", {}, {"'rope_scaling.rope_type'", "spiral"}},
+        {R"("rope_scaling": {"factor": 2})", {}, {"'rope_scaling.rope_type'", "missing"}},
+        {R"("rope_scaling": {"type": "default", "rope_type": "llama3"})", {}, {"'rope_scaling.type'", "differ"}},
+        {R"("rope_scaling": {"rope_type": "llama3"})", {}, {"'rope_scaling.factor'", "missing"}},
+        {R"("rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
+            "original_max_position_embeddings": 8192})",
+         {},
+         {"'rope_scaling.high_freq_factor'", "above low_freq_factor = 4"}},
+        {R"("rope_parameters": {"full_attention": {"rope_type": "default"}})",
+         {},
+         {"'rope_parameters.rope_type'", "missing"}},
+        {R"("rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5})",
+         {"rope_scaling"},
+         {"'rope_parameters.partial_rotary_factor'", "0.5"}},
+        // two spellings that contradict
+        {R"("rope_parameters": {"rope_type": "default", "rope_theta": 1e4})",
+         {"rope_scaling"},
+         {"'rope_theta'", "'rope_parameters.rope_theta'", "500000", "10000"}},
+        {R"("rope_parameters": {"rope_type": "default", "rope_theta": 500000})",
+         {},
+         {"'rope_scaling'", "'rope_parameters'"}},
+        {R"("dtype": "float32")", {}, {"'torch_dtype'", "'dtype'", "float32", "bfloat16"}},
+        // other models
+        {R"("architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2")", {}, {"Qwen2ForCausalLM", "biases"}},
+        {R"("architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3")",
+         {},
+         {"Qwen3ForCausalLM", "queries and keys"}},
+        {R"("architectures": ["PhiForCausalLM"], "model_type": "phi")", {}, {"PhiForCausalLM", "partial rotary"}},
+        {R"("architectures": ["BertModel"])", {}, {"'architectures'", "BertModel"}},
+        {R"("model_type": "mistral")", {}, {"'model_type'", "llama", "mistral"}},
+        {R"("quantization_config": {"quant_method": "gptq", "bits": 4})", {}, {"'quantization_config'", "gptq"}},
+        {R"("hidden_act": "gelu")", {}, {"'hidden_act'", "silu", "gelu"}},
+        {R"("attention_bias": true)", {}, {"'attention_bias'", "false", "true"}},
+        {R"("mlp_bias": true)", {}, {"'mlp_bias'", "false"}},
+        {R"("rope_interleaved": true)", {}, {"'rope_interleaved'"}},
+        {R"("partial_rotary_factor": 0.5)", {}, {"'partial_rotary_factor'", "0.5"}},
+        {R"("torch_dtype": "int8")", {}, {"'torch_dtype'", "int8"}},
+        {R"("sliding_window": 0)", {}, {"'sliding_window'", "0"}},
+    };
+    return cases;
+}
+
+TEST(HfConfig, Malformed) {
+    const test::ScratchDir dir;
+    for (const Case& c : malformed()) {
+        SCOPED_TRACE(c.changes + (c.removed.empty() ? "" : " without " + c.removed[0]));
+        const fs::path path = dir.write("config.json", llama(c.changes, c.removed).dump());
+        std::vector<std::string> says = c.says;
+        says.push_back(path.string());
+        expect_refused([&] { load_hf_config(path); }, says);
+    }
+    expect_refused([&] { load_hf_config(dir.write("config.json", "[]")); }, {"config.json", "JSON object"});
+    expect_refused([&] { load_hf_config(dir / "none.json"); }, {"none.json", "cannot be opened"});
+}
+
+TEST(HfConfig, GenerationDefaults) {
+    const test::ScratchDir dir;
+    EXPECT_FALSE(load_generation_config(dir.path()).temperature);
+    dir.write("generation_config.json",
+              R"({"eos_token_id": [2, 3], "do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": 50, "x": 1})");
+    const GenerationConfig config = load_generation_config(dir.path());
+    EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{2, 3}));
+    EXPECT_EQ(config.temperature, 0.6);
+    EXPECT_EQ(config.top_p, 0.9);
+    EXPECT_EQ(config.top_k, 50);
+    EXPECT_FALSE(config.repetition_penalty);
+    const std::vector<std::pair<std::string, std::string>> bad = {
+        {R"({"temperature": -1})", "'temperature'"},
+        {R"({"top_p": 1.5})", "'top_p'"},
+        {R"({"top_k": 0.5})", "'top_k'"},
+        {R"({"eos_token_id": -2})", "'eos_token_id'"},
+        {R"({"do_sample": "yes"})", "'do_sample'"},
+        {R"({"repetition_penalty": 0})", "'repetition_penalty'"},
+    };
+    for (const auto& [text, says] : bad)
+        expect_refused([&] { load_generation_config(dir.write("generation_config.json", text)); },
+                       {"generation_config.json", says});
+}
+
+TEST(HfConfig, PublishedConfigsLoadOrAreRefusedByName) {
+    const auto assets = lc::test::assets_dir();
+    if (!assets) GTEST_SKIP() << lc::test::kNoAssets;
+    int loaded = 0, refused = 0;
+    for (const auto& entry : fs::directory_iterator(*assets / "configs")) {
+        if (!entry.is_directory()) continue;
+        const std::string name = entry.path().filename().string();
+        if (name.starts_with("Qwen") || name.starts_with("Phi")) {
+            expect_refused([&] { load_hf_config(entry.path()); }, {"config.json", "ForCausalLM is not supported"});
+            ++refused;
+        } else {
+            EXPECT_GT(load_hf_config(entry.path()).head_dim, 0) << name;
+            ++loaded;
+        }
+    }
+    EXPECT_EQ(loaded, 9);
+    EXPECT_EQ(refused, 4);
+    EXPECT_EQ(load_hf_config(*assets / "configs/Mistral-7B-v0.1").sliding_window, 4096);
+    EXPECT_EQ(load_hf_config(*assets / "configs/Llama-3.2-1B").rope.factor, 32);
+    const HfConfig teacher = load_hf_config(*assets / "teacher-28m");
+    EXPECT_EQ(teacher.head_dim, 64);
+    EXPECT_TRUE(teacher.uses_rope_parameters);
+    EXPECT_TRUE(teacher.tie_word_embeddings);
+    EXPECT_EQ(load_hf_config(*assets / "stories260k").head_dim, 8);
+    EXPECT_EQ(load_generation_config(*assets / "stories260k").eos_token_ids, (std::vector<int64_t>{2}));
+}
+
+}  // namespace
+}  // namespace lc::io

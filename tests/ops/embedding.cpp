@@ -1,0 +1,31 @@
+#include "autograd/ops/embedding.h"
+
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+OpCase make(std::string variant, int64_t vocabulary, int64_t d, Shape ids, DType ids_dtype) {
+    const double n = static_cast<double>(numel_of(ids)) * static_cast<double>(d);
+    return {.op = "embedding",
+            .variant = std::move(variant),
+            .inputs = {{"weight", {vocabulary, d}},
+                       {.name = "ids", .shape = ids, .fill = Fill::Ids, .bound = vocabulary, .ids_dtype = ids_dtype}},
+            .run = [](const Tensors& in) -> Tensors { return {embedding(in[0], in[1])}; },
+            .bytes = 8 * n,
+            .backward_bytes = 12 * n + 4.0 * static_cast<double>(vocabulary * d)};
+}
+
+}  // namespace
+
+LC_OP_CASES(embedding) {
+    add(make("one", 1, 1, {1, 1}, DType::i32));
+    add(make("repeated", 3, 5, {2, 7}, DType::i64));
+    add(make("wide", 11, 130, {3, 17}, DType::i32));
+    add(make("flat", 9, 4, {6}, DType::i64));
+    OpCase bench = make("8x1024_v8192_d512", 8192, 512, {8, 1024}, DType::i32);
+    bench.bench = true;
+    add(bench);
+}
+
+}  // namespace lc::testing

@@ -1,0 +1,168 @@
+#include "autograd/ops/hybrid_attention.h"
+
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+using kernels::FeatureActivation;
+using kernels::LinearizedSpec;
+using kernels::WindowKind;
+
+struct Options {
+    int64_t length = 9;  // T
+    LinearizedSpec spec;
+    int64_t d = 4, f = 3, heads = 2, kv_heads = 1, batch = 1;
+    bool maps_per_kv_head = false;
+    int64_t bias = 0;  // width of the biases: 0 (none), 1 or F
+    int64_t seen = 0;  // tokens before the call: kept keys and a state
+    bool want_state = false;
+};
+
+LinearizedSpec terraced(int64_t w) {
+    return {.window = WindowKind::terraced, .window_size = w};
+}
+LinearizedSpec sliding(int64_t w) {
+    return {.window = WindowKind::sliding, .window_size = w};
+}
+
+OpCase make(std::string variant, const Options& o) {
+    const int64_t k_maps = o.maps_per_kv_head ? o.kv_heads : o.heads, first_key = kernels::state_end(o.spec, o.seen);
+    const int64_t keys = o.seen - first_key + o.length, features = kernels::feature_size(o.spec.activation, o.f);
+    // Scores have standard deviation 0.25; 16 in the "large" run, where most rows have one dominant key.
+    OpCase c{.op = "hybrid_attention",
+             .variant = std::move(variant),
+             .inputs = {{"q", {o.batch, o.heads, o.length, o.d}, Fill::Normal, 0.5},
+                        {"k", {o.batch, o.kv_heads, keys, o.d}, Fill::Normal, 0.5},
+                        {"v", {o.batch, o.kv_heads, keys, o.d}},
+                        {"wq", {o.heads, o.d, o.f}, Fill::Normal, 0.3},
+                        {"wk", {k_maps, o.d, o.f}, Fill::Normal, 0.3},
+                        {"mix_logit", {o.heads}}},
+             .run = {}};
+    c.tolerance_factor = 8;
+    c.tolerance_reason =
+        "a score of 50 is rounded by 50 eps, which changes its exponential and all gradients of rows with few live "
+        "keys by "
+        "as much; gradients of the logit are sums of terms of both signs. The oracle's own error is one draw of the "
+        "same";
+    if (o.bias) {
+        c.inputs.push_back({"bq", {o.heads, o.bias}});
+        c.inputs.push_back({"bk", {k_maps, o.bias}});
+    }
+    if (o.seen) {
+        c.inputs.push_back({"s", {o.batch, k_maps, features, o.d}});
+        c.inputs.push_back({"z", {o.batch, k_maps, features}, Fill::Positive});
+    }
+    c.run = [o, first_key](const Tensors& in) -> Tensors {
+        size_t next = 6;
+        FeatureMaps maps{.wq = in[3], .wk = in[4]};
+        HybridPast past{.first_key = first_key};
+        if (o.bias) maps.bq = in[next], maps.bk = in[next + 1], next += 2;
+        if (o.seen) past.state = {in[next], in[next + 1]};
+        const AttentionResult result = hybrid_attention(in[0], in[1], in[2], maps, in[5], o.spec, past, o.want_state);
+        if (!o.want_state) return {result.y};
+        return {result.y, result.state.s, result.state.z};
+    };
+    return c;
+}
+
+void add_lengths() {
+    for (const auto& [name, window] : {std::pair{"terraced", &terraced}, {"sliding", &sliding}}) {
+        for (const int64_t length : {1, 3, 4, 5, 8, 9, 27})
+            add(make(fmt::format("{}_w4_T{}", name, length), {.length = length, .spec = window(4)}));
+        add(make(fmt::format("{}_w4_T130", name), {.length = 130, .spec = window(4), .heads = 1}));
+        add(make(fmt::format("{}_w16_T130", name), {.length = 130, .spec = window(16), .heads = 1}));
+        add(make(fmt::format("{}_w64_T130", name), {.length = 130, .spec = window(64), .heads = 1}));
+        add(make(fmt::format("{}_w5_T27", name), {.length = 27, .spec = window(5)}));
+        add(make(fmt::format("{}_w1_T9", name), {.length = 9, .spec = window(1)}));
+    }
+}
+
+void add_heads_and_sizes() {
+    for (const auto& [name, window] : {std::pair{"terraced", &terraced}, {"sliding", &sliding}}) {
+        for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{2, 2}, {4, 2}, {4, 1}})
+            for (const bool per_kv : {false, true})
+                add(make(fmt::format("{}_h{}_kv{}_{}_maps", name, heads, kv_heads, per_kv ? "kv" : "query"),
+                         {.length = 11,
+                          .spec = window(4),
+                          .heads = heads,
+                          .kv_heads = kv_heads,
+                          .batch = 2,
+                          .maps_per_kv_head = per_kv}));
+        add(make(fmt::format("{}_d8", name), {.length = 27, .spec = window(4), .d = 8, .f = 8}));
+        add(make(fmt::format("{}_d16", name), {.length = 27, .spec = window(4), .d = 16, .f = 16, .heads = 1}));
+        add(make(fmt::format("{}_d64", name), {.length = 11, .spec = window(4), .d = 64, .f = 64, .heads = 1}));
+        add(make(fmt::format("{}_d1_f1", name), {.length = 11, .spec = window(4), .d = 1, .f = 1}));
+    }
+}
+
+void add_kinds() {
+    for (const auto& [name, window] : {std::pair{"terraced", &terraced}, {"sliding", &sliding}}) {
+        Options o{.length = 14, .spec = window(4)};
+        for (const auto activation :
+             {FeatureActivation::softmax_half, FeatureActivation::exp_dim, FeatureActivation::exp_half,
+              FeatureActivation::relu, FeatureActivation::pos_elu}) {
+            o.spec.activation = activation;
+            add(make(fmt::format("{}_{}", name, kernels::name_of(activation)), o));
+        }
+        o.bias = 3;
+        add(make(fmt::format("{}_pos_elu_vector_bias", name), o));
+        o.bias = 1;
+        add(make(fmt::format("{}_pos_elu_head_bias_kv_maps", name), o));
+        o = {.length = 14, .spec = window(4), .d = 3};
+        o.spec.skip = true;
+        add(make(fmt::format("{}_skip", name), o));
+        o = {.length = 14, .spec = window(4)};
+        o.spec.affine = true;
+        add(make(fmt::format("{}_affine", name), o));
+        o.spec.window_only = true;
+        add(make(fmt::format("{}_window_only", name), o));
+    }
+}
+
+void add_carried() {
+    for (const auto& [name, window] : {std::pair{"terraced", &terraced}, {"sliding", &sliding}}) {
+        for (const int64_t seen : {1, 8, 14, 17})
+            for (const int64_t length : {1, 13})
+                add(make(fmt::format("{}_after_{}_T{}", name, seen, length),
+                         {.length = length, .spec = window(4), .seen = seen, .want_state = true}));
+        Options o{.length = 13,
+                  .spec = window(4),
+                  .heads = 4,
+                  .kv_heads = 2,
+                  .maps_per_kv_head = true,
+                  .seen = 14,
+                  .want_state = true};
+        add(make(fmt::format("{}_after_14_kv_maps", name), o));
+        o.spec.affine = true, o.maps_per_kv_head = false, o.want_state = false;
+        add(make(fmt::format("{}_after_14_affine", name), o));
+        o.spec.window_only = true, o.want_state = true;
+        add(make(fmt::format("{}_after_14_window_only", name), o));
+        add(make(fmt::format("{}_state_out", name), {.length = 27, .spec = window(4), .want_state = true}));
+    }
+}
+
+// The shape of a stage-1 micro-batch: FLOPs of the maps, the state (read and update) and the window's two products.
+void add_bench() {
+    const double rows = 8 * 8 * 1024, d = 64, features = 128, window = 96;
+    OpCase c = make("8x1024_h8_kv4_d64_w64",
+                    {.length = 1024, .spec = terraced(64), .d = 64, .f = 64, .heads = 8, .kv_heads = 4, .batch = 8});
+    c.bench = true;
+    c.flops = 2 * rows * (2 * d * features / 2 + 2 * features * d + 2 * window * d);
+    c.bytes = 4 * rows * d * (1 + 1 + 0.5 + 0.5);
+    c.backward_flops = 2.5 * c.flops;
+    c.backward_bytes = 2.5 * c.bytes;
+    add(c);
+}
+
+}  // namespace
+
+LC_OP_CASES(hybrid_attention) {
+    add_bench();
+    add_lengths();
+    add_heads_and_sizes();
+    add_kinds();
+    add_carried();
+}
+
+}  // namespace lc::testing

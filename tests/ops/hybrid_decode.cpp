@@ -1,0 +1,107 @@
+#include "kernels/hybrid_decode/hybrid_decode.h"
+
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+using kernels::FeatureActivation;
+using kernels::LinearizedSpec;
+using kernels::WindowKind;
+
+struct Options {
+    int64_t position = 0;
+    LinearizedSpec spec;
+    int64_t d = 4, f = 3, heads = 4, kv_heads = 2, batch = 2;
+    bool maps_per_kv_head = false;
+    int64_t bias = 0;  // width of the biases: 0 (none), 1 or F
+};
+
+OpCase make(std::string variant, const Options& o) {
+    const int64_t maps = o.maps_per_kv_head ? o.kv_heads : o.heads,
+                  features = kernels::feature_size(o.spec.activation, o.f);
+    const int64_t slots = o.spec.window == WindowKind::terraced ? 2 * o.spec.window_size : o.spec.window_size;
+    OpCase c{.op = "hybrid_decode",
+             .variant = std::move(variant),
+             .inputs = {{"q", {o.batch, o.heads, 1, o.d}, Fill::Normal, 0.5},
+                        {"k", {o.batch, o.kv_heads, 1, o.d}, Fill::Normal, 0.5},
+                        {"v", {o.batch, o.kv_heads, 1, o.d}},
+                        {"wq", {o.heads, o.d, o.f}, Fill::Normal, 0.3},
+                        {"wk", {maps, o.d, o.f}, Fill::Normal, 0.3},
+                        {"s", {o.batch, maps, features, o.d}},
+                        {"z", {o.batch, maps, features}, Fill::Positive}},
+             .run = {},
+             .differentiable = false};
+    if (o.spec.window != WindowKind::none) {
+        c.inputs.push_back({"mix_logit", {o.heads}});
+        c.inputs.push_back({"ring_k", {o.batch, o.kv_heads, slots, o.d}, Fill::Normal, 0.5});
+        c.inputs.push_back({"ring_v", {o.batch, o.kv_heads, slots, o.d}});
+    }
+    if (o.bias) {
+        c.inputs.push_back({"bq", {o.heads, o.bias}});
+        c.inputs.push_back({"bk", {maps, o.bias}});
+    }
+    c.run = [o](const Tensors& in) -> Tensors {
+        Tensor s = in[5].clone(), z = in[6].clone(), y = Tensor::empty(in[0].shape(), in[0].dtype()), ring_k, ring_v,
+               mix_logit;
+        if (o.spec.window != WindowKind::none) mix_logit = in[7], ring_k = in[8].clone(), ring_v = in[9].clone();
+        kernels::hybrid_decode({.q = in[0].view(),
+                                .k = in[1].view(),
+                                .v = in[2].view(),
+                                .wq = in[3].view(),
+                                .bq = o.bias ? in[in.size() - 2].view() : TensorView{},
+                                .wk = in[4].view(),
+                                .bk = o.bias ? in[in.size() - 1].view() : TensorView{},
+                                .mix_logit = mix_logit.view(),
+                                .ring_k = ring_k.view(),
+                                .ring_v = ring_v.view(),
+                                .s = s.view(),
+                                .z = z.view(),
+                                .y = y.view(),
+                                .position = o.position,
+                                .spec = o.spec},
+                               current_stream());
+        if (o.spec.window == WindowKind::none) return {y, s, z};
+        return {y, s, z, ring_k, ring_v};
+    };
+    return c;
+}
+
+LinearizedSpec spec_of(WindowKind window, int64_t w) {
+    return {.window = window, .window_size = w};
+}
+
+}  // namespace
+
+LC_OP_CASES(hybrid_decode) {
+    const auto none = spec_of(WindowKind::none, 4);
+    for (const auto& [name, kind] : {std::pair{"terraced", WindowKind::terraced}, {"sliding", WindowKind::sliding}}) {
+        for (const int64_t position : {0, 3, 4, 7, 8, 9, 12, 41})
+            add(make(fmt::format("{}_w4_at_{}", name, position), {.position = position, .spec = spec_of(kind, 4)}));
+        add(make(fmt::format("{}_w16_d64", name), {.position = 80, .spec = spec_of(kind, 16), .d = 64, .f = 64}));
+        Options o{.position = 20, .spec = spec_of(kind, 4), .d = 5, .f = 5, .maps_per_kv_head = true, .bias = 5};
+        o.spec.activation = FeatureActivation::pos_elu, o.spec.affine = true, o.spec.skip = true;
+        add(make(fmt::format("{}_kv_maps_bias_skip_affine", name), o));
+        o = {.position = 20, .spec = spec_of(kind, 4), .heads = 4, .kv_heads = 1};
+        o.spec.window_only = true;
+        add(make(fmt::format("{}_window_only", name), o));
+        add(make(fmt::format("{}_one_head", name),
+                 {.position = 9, .spec = spec_of(kind, 1), .d = 1, .f = 1, .heads = 1, .kv_heads = 1, .batch = 1}));
+    }
+    for (const int64_t position : {0, 7})
+        add(make(fmt::format("none_at_{}", position), {.position = position, .spec = none}));
+    add(make("none_kv_maps", {.position = 3, .spec = none, .maps_per_kv_head = true}));
+    OpCase bench = make("b8_h32_kv8_d64_w64", {.position = 1000,
+                                               .spec = spec_of(WindowKind::terraced, 64),
+                                               .d = 64,
+                                               .f = 64,
+                                               .heads = 32,
+                                               .kv_heads = 8,
+                                               .batch = 8});
+    bench.bench = true;
+    bench.flops = 8 * 32 * 2.0 * (64 * 64 + 128 * 64 + 2 * 104 * 64);
+    bench.bytes = 4 * 8 * (32 * 128.0 * 64 + 8 * 2 * 104 * 64);
+    add(bench);
+}
+
+}  // namespace lc::testing

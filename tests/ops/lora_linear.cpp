@@ -1,0 +1,39 @@
+#include "autograd/ops/lora_linear.h"
+
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+OpCase make(std::string variant, Shape x, int64_t out, int64_t rank, double s) {
+    const double rows = static_cast<double>(numel_of(x)) / static_cast<double>(x[-1]);
+    const double in_size = static_cast<double>(x[-1]);
+    OpCase c{.op = "lora_linear",
+             .variant = std::move(variant),
+             .inputs = {{"x", x},
+                        {"w", {out, x[-1]}, Fill::Normal, 0.3},
+                        {"a", {rank, x[-1]}, Fill::Normal, 0.3},
+                        {"b", {out, rank}, Fill::Normal, 0.3}},
+             .run = [s](const Tensors& in) -> Tensors { return {lora_linear(in[0], in[1], in[2], in[3], s)}; }};
+    const double low = static_cast<double>(rank) * (in_size + static_cast<double>(out));
+    c.flops = 2 * rows * (in_size * static_cast<double>(out) + low);
+    c.bytes = 4 * (rows * (in_size + static_cast<double>(out)) + in_size * static_cast<double>(out));
+    c.backward_flops = 2 * rows * (in_size * static_cast<double>(out) + 2 * low);  // w is frozen
+    c.backward_bytes = c.bytes;
+    return c;
+}
+
+}  // namespace
+
+LC_OP_CASES(lora_linear) {
+    add(make("one", {1, 1}, 1, 1, 2.0));
+    add(make("odd", {2, 5, 7}, 9, 3, 2.0));
+    add(make("rank8", {3, 19, 33}, 31, 8, 0.5));
+    add(make("zero_scale", {4, 6}, 5, 2, 0.0));
+    OpCase bench = make("2048x512x512_r8", {2048, 512}, 512, 8, 2.0);
+    bench.inputs[1].differentiable = false;
+    bench.bench = true;
+    add(bench);
+}
+
+}  // namespace lc::testing

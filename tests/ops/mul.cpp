@@ -1,0 +1,27 @@
+#include "autograd/ops/mul.h"
+
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+
+LC_OP_CASES(mul) {
+    const auto run = [](const Tensors& in) -> Tensors { return {lc::mul(in[0], in[1])}; };
+    for (const auto& [variant, shape] :
+         {std::pair{"one", Shape{1}}, {"odd", Shape{3, 5, 7}}, {"matrix", Shape{33, 65}}})
+        add({.op = "mul", .variant = variant, .inputs = {{"a", shape}, {"b", shape}}, .run = run});
+    add({.op = "mul", .variant = "same_tensor", .inputs = {{"a", {4, 5}}}, .run = [](const Tensors& in) -> Tensors {
+             return {lc::mul(in[0], in[0])};
+         }});
+    const double n = 8192.0 * 512;
+    add({.op = "mul",
+         .variant = "8192x512",
+         .inputs = {{"a", {8192, 512}}, {"b", {8192, 512}}},
+         .run = run,
+         .flops = n,
+         .bytes = 12 * n,
+         .backward_flops = 2 * n,
+         .backward_bytes = 20 * n,
+         .bench = true});
+}
+
+}  // namespace lc::testing

@@ -1,0 +1,60 @@
+#include "autograd/ops/rms_norm.h"
+
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+enum class Use { Alone, Both, NormOnly, SumOnly };  // which outputs of the fused form go on
+
+OpCase make(std::string variant, Shape x, Use use) {
+    const double n = static_cast<double>(numel_of(x));
+    OpCase c{.op = use == Use::Alone ? "rms_norm" : "add_rms_norm",
+             .variant = std::move(variant),
+             .inputs = {{"x", x}},
+             .run = {}};
+    if (use == Use::Alone) {
+        c.inputs.push_back({"weight", {x[-1]}});
+        c.run = [](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], 1e-5)}; };
+        c.flops = 4 * n, c.bytes = 8 * n, c.backward_flops = 10 * n, c.backward_bytes = 20 * n;
+        return c;
+    }
+    c.inputs.push_back({"residual", x});
+    c.inputs.push_back({"weight", {x[-1]}});
+    c.inputs.back().differentiable = use != Use::SumOnly;
+    c.run = [use](const Tensors& in) -> Tensors {
+        const auto [y, sum] = add_rms_norm(in[0], in[1], in[2], 1e-6);
+        if (use == Use::NormOnly) return {y};
+        if (use == Use::SumOnly) return {sum};
+        return {y, sum};
+    };
+    c.flops = 5 * n, c.bytes = 16 * n, c.backward_flops = 11 * n, c.backward_bytes = 28 * n;
+    return c;
+}
+
+}  // namespace
+
+LC_OP_CASES(rms_norm) {
+    add(make("one", {1, 1}, Use::Alone));
+    add(make("vector", {5}, Use::Alone));
+    add(make("odd", {2, 3, 7}, Use::Alone));
+    add(make("wide", {9, 133}, Use::Alone));
+    add(make("odd", {2, 3, 7}, Use::Both));
+    add(make("wide", {9, 133}, Use::Both));
+    add(make("norm_only", {3, 35}, Use::NormOnly));
+    add(make("sum_only", {3, 35}, Use::SumOnly));
+    add({.op = "add_rms_norm",
+         .variant = "same_tensor",
+         .inputs = {{"x", {3, 9}}, {"weight", {9}}},
+         .run = [](const Tensors& in) -> Tensors {
+             const auto [y, sum] = add_rms_norm(in[0], in[0], in[1], 1e-5);
+             return {y, sum};
+         }});
+    for (const Use use : {Use::Alone, Use::Both}) {
+        OpCase bench = make("8192x512", {8192, 512}, use);
+        bench.bench = true;
+        add(bench);
+    }
+}
+
+}  // namespace lc::testing

@@ -1,0 +1,38 @@
+#include "autograd/ops/rope.h"
+
+#include "autograd/ops/views.h"
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+// The tables are inputs like any other: the formula holds for numbers that are no cosines, too.
+OpCase make(std::string variant, Shape x, int64_t positions, int64_t first) {
+    const double n = static_cast<double>(numel_of(x));
+    return {.op = "rope",
+            .variant = std::move(variant),
+            .inputs = {{"x", x},
+                       {.name = "cos", .shape = {positions, x[3] / 2}, .differentiable = false},
+                       {.name = "sin", .shape = {positions, x[3] / 2}, .differentiable = false}},
+            .run = [first](const Tensors& in) -> Tensors { return {rope(in[0], in[1], in[2], first)}; },
+            .flops = 3 * n,
+            .bytes = 8 * n,
+            .backward_flops = 3 * n,
+            .backward_bytes = 8 * n};
+}
+
+}  // namespace
+
+LC_OP_CASES(rope) {
+    add(make("one", {1, 1, 1, 2}, 1, 0));
+    add(make("odd", {2, 3, 5, 6}, 5, 0));
+    add(make("offset", {1, 2, 7, 34}, 19, 11));
+    OpCase permuted = make("heads_inside", {2, 5, 3, 8}, 9, 2);
+    permuted.run = [](const Tensors& in) -> Tensors { return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], 2)}; };
+    add(permuted);
+    OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, 1024, 0);
+    bench.bench = true;
+    add(bench);
+}
+
+}  // namespace lc::testing

@@ -1,0 +1,60 @@
+#include "autograd/ops/softmax_attention.h"
+
+#include "autograd/ops/views.h"
+#include "tests/ops/op_case.h"
+
+namespace lc::testing {
+namespace {
+
+struct Size {
+    int64_t batch, heads, kv_heads, t, keys, d;
+};
+
+OpCase make(std::string variant, Size s) {
+    OpCase c{.op = "softmax_attention",
+             .variant = std::move(variant),
+             .inputs = {{"q", {s.batch, s.heads, s.t, s.d}},
+                        {"k", {s.batch, s.kv_heads, s.keys, s.d}},
+                        {"v", {s.batch, s.kv_heads, s.keys, s.d}}},
+             .run = [](const Tensors& in) -> Tensors { return {softmax_attention(in[0], in[1], in[2])}; }};
+    const double pairs = s.t * static_cast<double>(s.keys - s.t) + s.t * (s.t + 1) / 2.0;
+    c.flops = 4.0 * s.batch * s.heads * s.d * pairs;
+    c.bytes = 8.0 * s.batch * s.d * (s.heads * s.t + s.kv_heads * s.keys);
+    c.backward_flops = 2.5 * c.flops;
+    c.backward_bytes = 2 * c.bytes;
+    return c;
+}
+
+}  // namespace
+
+LC_OP_CASES(softmax_attention) {
+    for (const int64_t t : {1, 7, 63, 64, 65, 130}) add(make(fmt::format("t{}", t), {2, 2, 2, t, t, 8}));
+    for (const int64_t d : {4, 16, 64}) add(make(fmt::format("d{}", d), {1, 2, 1, 19, 19, d}));
+    for (const auto& [h, hkv] : {std::pair<int64_t, int64_t>{4, 4}, {4, 2}, {4, 1}, {6, 2}})
+        add(make(fmt::format("h{}_kv{}", h, hkv), {2, h, hkv, 37, 37, 8}));
+    add(make("cache", {2, 4, 2, 5, 141, 8}));
+    add(make("decode", {2, 4, 4, 1, 300, 16}));
+    add(make("decode_gqa", {1, 8, 2, 1, 130, 8}));
+    add(make("many_heads", {1, 70, 1, 3, 5, 4}));
+    add(make("one", {1, 1, 1, 1, 1, 1}));
+
+    // As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
+    OpCase projected = make("as_projected", {2, 4, 2, 70, 70, 8});
+    for (OpInput& input : projected.inputs) std::swap(input.shape[1], input.shape[2]);
+    projected.run = [](const Tensors& in) -> Tensors {
+        const auto heads_first = [](const Tensor& x) { return permute(x, {0, 2, 1, 3}); };
+        return {softmax_attention(heads_first(in[0]), heads_first(in[1]), heads_first(in[2]))};
+    };
+    add(projected);
+
+    for (const auto& [name, size] : {std::pair<const char*, Size>{"8x1024_h8_d64", {8, 8, 8, 1024, 1024, 64}},
+                                     {"2x1024_h32_kv8_d128", {2, 32, 8, 1024, 1024, 128}},
+                                     {"decode_h32_kv8_d128_4096", {1, 32, 8, 1, 4096, 128}}}) {
+        OpCase bench = make(name, size);
+        bench.bench = true;
+        if (size.t == 1) bench.backward_flops = bench.backward_bytes = 0;
+        add(bench);
+    }
+}
+
+}  // namespace lc::testing

@@ -1,0 +1,40 @@
+// Stage 1, attention transfer: learn feature maps (and window factors) so that linearized attention gives what softmax
+// attention gave, layer by layer, everything else frozen (LoLCATs, arXiv 2410.10254, section 3.2).
+//
+//   loss = 1000 / M' * sum over converted layers of mean((y - y*)^2)       y, y* [B,H,T,D] before o_proj
+//
+// Teacher forcing: each layer hands the teacher's output on, so the layers are independent problems and no more than
+// one layer's tape is alive. The walk ends at the last converted layer, whose o_proj and MLP nobody needs.
+#pragma once
+#include "train/stage.h"
+
+namespace lc::train {
+
+// The factor matters through Adam's eps and clipping only; it is the reference's.
+inline constexpr double kTransferFactor = 1000;
+
+class AttentionTransfer final : public Stage {
+  public:
+    // `decoder` must be linearized. Freezes all but the feature maps. Keeps references.
+    AttentionTransfer(models::Decoder& decoder, const PackedChunks& validation, int64_t eval_batch);
+
+    std::string name() const override { return "transfer"; }
+    bool has_layer_losses() const override { return true; }
+    std::vector<ParameterGroup> groups() const override;
+    StepLoss accumulate(std::span<const Batch> micro_batches) override;
+    Validation evaluate(const StopCheck& stop) override;
+
+  private:
+    // MSE of each converted layer for one micro-batch. With `train`, gradients of factor * sum of them are added.
+    std::vector<double> walk(const Tensor& ids, double factor, bool train) const;
+
+    models::Decoder& decoder_;
+    const PackedChunks& validation_;
+    int64_t eval_batch_;
+    std::vector<int64_t> layers_;  // the converted ones
+};
+
+// gamma = sigmoid(window factor), the mean over the heads of each converted layer; empty for pure linear attention.
+std::vector<double> mean_gamma(const models::Decoder& decoder);
+
+}  // namespace lc::train

@@ -1,0 +1,249 @@
+#include "train/linearize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "core/log.h"
+#include "models/run.h"
+#include "train/attention_transfer.h"
+#include "train/next_token.h"
+
+namespace lc::train {
+namespace {
+
+using io::Json;
+using models::AttentionMode;
+using models::Terms;
+
+constexpr const char* kFrozen = "frozen.";  // prefix of earlier stages' results in a checkpoint
+
+struct Inputs {
+    io::Tokenizer tokenizer;
+    models::Decoder decoder;
+    TrainingData data;
+    std::string model_hash;
+};
+
+Inputs load(const LinearizeOptions& options) {
+    io::Tokenizer tokenizer = io::Tokenizer::load(options.model / "tokenizer.json");
+    const io::HfConfig config = io::load_hf_config(options.model);
+    if (!tokenizer.eos_id() && !config.eos_token_ids.empty())
+        tokenizer.set_eos_id(static_cast<int32_t>(config.eos_token_ids.front()));
+    TrainingData data = load_training_data(options.data, tokenizer, config.vocab_size);
+    models::Decoder decoder = models::Decoder::load(options.model);
+    models::AttentionSpec spec = options.attention;
+    if (!options.feature_map.empty())
+        models::apply_feature_map_name(spec, options.feature_map, decoder.config().head_dim);
+    decoder.linearize(spec, options.seed);
+    return {std::move(tokenizer), std::move(decoder), std::move(data), models::model_hash(options.model)};
+}
+
+Json config_of(const LinearizeOptions& options, const Inputs& inputs) {
+    const char* stages = options.transfer && options.finetune ? "transfer,finetune"
+                         : options.transfer                   ? "transfer"
+                                                              : "finetune";
+    Json config = {{"model", inputs.model_hash},
+                   {"tokenizer", inputs.tokenizer.content_hash()},
+                   {"attention", inputs.decoder.attention()->to_json()},
+                   {"lora-rank", options.lora.rank},
+                   {"lora-alpha", options.lora.alpha},
+                   {"seed", options.seed},
+                   {"stages", stages},
+                   {"train-feature-maps", options.train_feature_maps},
+                   {"token-weighted", options.token_weighted},
+                   {"eval-batch", options.eval_batch}};
+    add_data_config(config, options.data, inputs.data);
+    if (options.transfer) add_loop_config(config, "transfer", options.transfer_loop);
+    if (options.finetune) add_loop_config(config, "finetune", options.finetune_loop);
+    return config;
+}
+
+class Linearization {
+  public:
+    Linearization(const LinearizeOptions& options, const StopCheck& stop)
+        : options_(options),
+          run_(options.out, {"transfer", "finetune"}, options.keep, options.resume),
+          inputs_(load(options)) {
+        const int64_t chunks = inputs_.data.train.size();
+        options_.transfer_loop.steps = steps_of(options.transfer_budget, options.transfer_loop, chunks);
+        options_.finetune_loop.steps = steps_of(options.finetune_budget, options.finetune_loop, chunks);
+        for (LoopOptions* loop : {&options_.transfer_loop, &options_.finetune_loop}) loop->schedule.total = loop->steps;
+        context_.stop = stop;
+        run_.begin(context_, config_of(options_, inputs_), inputs_.model_hash, options.config_text);
+    }
+
+    bool run() {
+        measure("teacher_ppl", AttentionMode::Softmax);
+        measure("swapped_ppl", AttentionMode::Linearized);
+        if (options_.transfer && !transfer()) return false;
+        if (options_.finetune && !finetune()) return false;
+        const bool hybrid = inputs_.decoder.attention()->kind == models::AttentionKind::hybrid;
+        if (hybrid) measure("window_only_ppl", AttentionMode::Linearized, Terms::WindowOnly);
+        if (hybrid) measure("linear_only_ppl", AttentionMode::Linearized, Terms::LinearOnly);
+        write_summary();
+        return true;
+    }
+
+  private:
+    // Perplexity on the validation chunks, once: a resumed run takes it from the checkpoint.
+    void measure(const std::string& name, AttentionMode mode, Terms terms = Terms::Both) {
+        if (context_.results.contains(name)) return;
+        const ChunkLosses losses = chunk_losses(inputs_.decoder, inputs_.data.validation,
+                                                {{.mode = mode, .terms = terms}, options_.eval_batch, context_.stop});
+        const double perplexity = losses.perplexity();
+        context_.results[name] = std::isfinite(perplexity) ? Json(perplexity) : Json();
+        context_.metrics->write({{"event", "perplexity"},
+                                 {"name", name},
+                                 {"perplexity", perplexity},
+                                 {"mean_nll", losses.mean_nll()},
+                                 {"mean_chunk_loss", losses.mean_chunk_loss()},
+                                 {"tokens", losses.total_tokens()}});
+        log_info("{} {:.4f}", name, perplexity);
+    }
+
+    // Runs a stage from where it stands; nullopt when asked to stop.
+    std::optional<LoopResult> drive(Stage& stage, const LoopOptions& loop) {
+        // Each stage has an order of its own: the second must not begin with the chunks that the first began with.
+        const uint64_t seed = options_.seed * 2 + (stage.name() == "finetune" ? 1 : 0);
+        ChunkStream stream(inputs_.data.train, seed, true);
+        TrainLoop training(stage, stream, loop, context_);
+        if (run_.resumed() && run_.resumed()->stage == stage.name())
+            training.restore(*run_.resumed(), run_.resumed_source());
+        log_info("{}: {} parameters, {} steps of {} chunks", stage.name(), training.parameter_count(), loop.steps,
+                 loop.batch_size * loop.accumulate);
+        return training.run();
+    }
+
+    void keep_result(const std::string& stage, const LoopResult& result) {
+        const auto array = [](const std::vector<double>& values) {
+            Json json = Json::array();
+            for (double value : values) json.push_back(value);
+            return json;
+        };
+        context_.results[stage] = {{"steps", result.steps},
+                                   {"skipped", result.skipped},
+                                   {"tokens", result.tokens},
+                                   {"best_step", result.best_step},
+                                   {"best_loss", result.best_loss},
+                                   {"first_loss", result.first_loss},
+                                   {"first_layer_losses", array(result.first_layer_losses)},
+                                   {"best_layer_losses", array(result.best_layer_losses)}};
+    }
+
+    models::RunInfo info(const std::string& stage) const {
+        const Json result = context_.results.value(stage, Json::object());
+        const auto number = [&](const char* key) {
+            return result.contains(key) && result[key].is_number() ? result[key].get<double>() : 0.0;
+        };
+        return {.base_model = options_.model.string(),
+                .base_hash = inputs_.model_hash,
+                .step = static_cast<int64_t>(number("best_step")),
+                .validation_loss = number("best_loss")};
+    }
+
+    bool transfer() {
+        if (context_.results.contains("transfer")) {  // done before this process: its result is in the checkpoint
+            for (const models::NamedTensor& parameter : inputs_.decoder.feature_map_parameters()) {
+                Tensor target = parameter.tensor;
+                target.copy_from(frozen_or_trained(parameter.name));
+            }
+        } else {
+            AttentionTransfer stage(inputs_.decoder, inputs_.data.validation, options_.eval_batch);
+            const std::optional<LoopResult> result = drive(stage, options_.transfer_loop);
+            if (!result) return false;
+            keep_result("transfer", *result);
+            models::save_feature_maps(inputs_.decoder, options_.out, info("transfer"));
+        }
+        measure("transferred_ppl", AttentionMode::Linearized);
+        return true;
+    }
+
+    const Tensor& frozen_or_trained(const std::string& name) const {
+        const Checkpoint& checkpoint = *run_.resumed();
+        const bool frozen =
+            std::ranges::any_of(checkpoint.tensors, [&](const auto& t) { return t.first == kFrozen + name; });
+        return checkpoint.tensor((frozen ? kFrozen : "param.") + name);
+    }
+
+    bool finetune() {
+        models::Decoder& decoder = inputs_.decoder;
+        decoder.add_lora(options_.lora, options_.seed);
+        std::vector<models::NamedTensor> parameters = decoder.lora_parameters();
+        const bool with_maps = options_.train_feature_maps || !options_.transfer;
+        for (const models::NamedTensor& parameter : decoder.feature_map_parameters()) {
+            if (with_maps)
+                parameters.push_back(parameter);
+            else
+                context_.frozen.emplace_back(kFrozen + parameter.name, parameter.tensor);
+        }
+        const NextTokenOptions next{
+            .forward = {.mode = AttentionMode::Linearized, .checkpoint_layers = options_.checkpoint_layers},
+            .token_weighted = options_.token_weighted,
+            .eval_batch = options_.eval_batch};
+        NextTokenStage stage("finetune", decoder, parameters, inputs_.data.validation, next);
+        const std::optional<LoopResult> result = drive(stage, options_.finetune_loop);
+        if (!result) return false;
+        keep_result("finetune", *result);
+        models::save_feature_maps(decoder, options_.out, info(with_maps ? "finetune" : "transfer"));
+        models::save_adapter(decoder, options_.out, info("finetune"));
+        measure("finetuned_ppl", AttentionMode::Linearized);
+        return true;
+    }
+
+    void write_summary() const {
+        const Json& results = context_.results;
+        Record summary;
+        for (const char* name :
+             {"teacher_ppl", "swapped_ppl", "transferred_ppl", "finetuned_ppl", "window_only_ppl", "linear_only_ppl"})
+            summary[name] = results.value(name, Json());
+        const Json transfer = results.value("transfer", Json::object());
+        const auto mean = [](const Json& values) -> Json {
+            if (!values.is_array() || values.empty()) return {};
+            double sum = 0;
+            for (const Json& value : values) sum += value.is_number() ? value.get<double>() : 0;
+            return sum / static_cast<double>(values.size());
+        };
+        const Json first = transfer.value("first_layer_losses", Json()),
+                   last = transfer.value("best_layer_losses", Json());
+        summary["mse_first"] = mean(first);
+        summary["mse_last"] = mean(last);
+        summary["mse_per_layer"] = {{"first", first}, {"last", last}};
+        summary["gamma"] = mean_gamma(inputs_.decoder);
+        int64_t tokens = 0;
+        for (const char* stage : {"transfer", "finetune"}) {
+            const Json result = results.value(stage, Json::object());
+            tokens += result.value("tokens", int64_t{0});
+            for (const char* key : {"steps", "best_step", "skipped"}) summary[key][stage] = result.value(key, Json());
+            summary["best_loss"][stage] = result.value("best_loss", Json());
+        }
+        summary["tokens"] = tokens;
+        summary["seed"] = options_.seed;
+        summary["attention"] = inputs_.decoder.attention()->to_json();
+        summary["versions"] = versions();
+        const double seconds = context_.total_seconds();
+        summary["timing"] = {{"seconds", seconds}};
+        run_.write_summary(summary);
+        log_info("{}: done in {}", options_.out.string(), format_duration(seconds));
+    }
+
+    LinearizeOptions options_;
+    RunDirectory run_;
+    Inputs inputs_;
+    RunContext context_;
+};
+
+}  // namespace
+
+bool linearize(const LinearizeOptions& options, const StopCheck& stop) {
+    LC_REQUIRE(Usage, options.transfer || options.finetune, "no stage to run");
+    LC_REQUIRE(Usage, options.attention.kind != models::AttentionKind::softmax,
+               "--attention softmax leaves every layer as it is: there is nothing to linearize");
+    try {
+        return Linearization(options, stop).run();
+    } catch (const Interrupted&) {
+        return false;
+    }
+}
+
+}  // namespace lc::train
