@@ -22,7 +22,7 @@ DType leaf_grad_dtype(DType dtype) {
 }
 
 void add_into(Tensor& target, const Tensor& source) {
-    kernels::accumulate({.source = source.view(), .target = target.view()}, current_stream());
+    kernels::accumulate({.source = source.view(), .target = target.view()}, current_stream(target.device()));
 }
 
 class Sink final : public GradSink {

@@ -43,23 +43,15 @@ std::vector<const OpCase*> selected(const Options& options) {
     return cases;
 }
 
-std::vector<bool> differentiable_inputs(const OpCase& c) {
-    std::vector<bool> wanted;
-    for (const testing::OpInput& input : c.inputs)
-        wanted.push_back(c.differentiable && input.differentiable && input.fill != testing::Fill::Ids &&
-                         input.fill != testing::Fill::Labels);
-    return wanted;
-}
-
 // The forward runs as in training: recorded, if the op can be.
 Result forward_of(const OpCase& c, double min_seconds) {
-    const Tensors inputs = testing::make_inputs(c, DType::f32, 1, differentiable_inputs(c));
+    const Tensors inputs = testing::make_inputs(c, {}, 1, testing::differentiable_inputs(c));
     return {&c, "forward", measure([&] { c.run(inputs); }, min_seconds), c.flops, c.bytes};
 }
 
 // Backward alone, over one tape that is kept; gradients are written, not added up.
 Result backward_of(const OpCase& c, double min_seconds) {
-    Tensors inputs = testing::make_inputs(c, DType::f32, 1, differentiable_inputs(c));
+    Tensors inputs = testing::make_inputs(c, {}, 1, testing::differentiable_inputs(c));
     Tensors roots, cotangents;
     for (const Tensor& output : c.run(inputs)) {
         if (!requires_grad(output)) continue;

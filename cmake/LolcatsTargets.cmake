@@ -17,6 +17,15 @@ target_compile_options(lc_flags INTERFACE
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${LOLCATS_WERROR}>>:-Werror>
   # Not -ffast-math: results stay IEEE, repeatable and NaN-honest. These two alone let loops vectorize.
   $<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno -fno-trapping-math>)
+# -lineinfo: Nsight shows source lines. Relaxed constexpr: std::array and our constexpr helpers on the device. 20208 (a
+# long double in device code, never used there) comes from the standard headers.
+# fmt 9 takes nvcc for a compiler without constexpr; its consteval checks of format strings are beyond nvcc in every version.
+target_compile_definitions(lc_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1;FMT_CONSTEVAL=;FMT_USE_CONSTEVAL=0>)
+target_compile_options(lc_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers
+    -diag-suppress=20208>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOLCATS_WERROR}>>:-Werror=all-warnings>)
 if(LOLCATS_NATIVE)
   target_compile_options(lc_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
@@ -57,6 +66,13 @@ function(lc_add_op op)
     endif()
   endforeach()
   file(GLOB kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/${op}/*.cpp)
+  if(LOLCATS_CUDA)
+    file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/${op}/*.cu)
+    list(APPEND kernel_sources ${cuda_sources})
+    if(cuda_sources)
+      set_property(GLOBAL APPEND PROPERTY LC_CUDA_OPS ${op})
+    endif()
+  endif()
   set_property(GLOBAL APPEND PROPERTY LC_OPS ${op})
   set_property(GLOBAL APPEND PROPERTY LC_KERNEL_SOURCES ${kernel_sources})
   set_property(GLOBAL APPEND PROPERTY LC_OP_TESTS ${PROJECT_SOURCE_DIR}/tests/ops/${op}.cpp)

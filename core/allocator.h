@@ -19,8 +19,9 @@ struct AllocatorStats {
 class Allocator {
   public:
     virtual ~Allocator() = default;
-    // Shared ownership of `bytes` bytes, 64-byte aligned; returned to the cache when the last owner goes.
-    // Throws Error(Resource) when the system has no more.
+    // Shared ownership of `bytes` bytes, aligned to 64 bytes on the CPU and 256 on a GPU; returned to the cache when the
+    // last owner goes. On a GPU a cached block is handed out again on the same stream only, whose order makes reuse safe
+    // without waiting. Throws Error(Resource) when the system has no more, after giving back what was cached.
     virtual std::shared_ptr<std::byte> allocate(int64_t bytes, Stream stream) = 0;
     virtual AllocatorStats stats() const = 0;
     virtual void reset_peak() = 0;
@@ -29,7 +30,7 @@ class Allocator {
 
 Allocator& allocator(Device device);
 
-// While one lives, new CPU blocks are filled with NaN bytes (0xff) and carry guard bands, which are checked when the
+// While one lives, new blocks are filled with NaN bytes (0xff) and carry guard bands, which are checked when the
 // block is freed. Tests use it to prove that ops write every element of their outputs and nothing beside them.
 class ScopedMemoryDebug {
   public:

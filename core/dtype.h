@@ -39,6 +39,9 @@ constexpr int64_t size_of(DType dtype) {
 constexpr bool is_floating(DType dtype) { return dtype <= DType::f16; }
 std::string_view name_of(DType dtype);  // "f32"
 
+// In which losses, row statistics and recurrent states are kept beside tensors of `dtype`: f64 beside f64, else f32.
+constexpr DType statistics_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
 // Distance from 1 to the next larger value; the unit in which tolerances are derived. 0 for integers.
 double epsilon_of(DType dtype);
 

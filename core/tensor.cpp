@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "core/allocator.h"
+#include "core/cuda/runtime.h"
 #include "core/parallel.h"
 
 namespace lc {
@@ -44,16 +45,13 @@ void for_each_run(const Layout& from, const Layout& to, F&& f) {
 
 std::shared_ptr<Storage> make_storage(int64_t bytes, Device device) {
     auto storage = std::make_shared<Storage>();
-    storage->data = allocator(device).allocate(bytes, current_stream());
+    storage->data = allocator(device).allocate(bytes, current_stream(device));
     storage->bytes = bytes;
     storage->device = device;
     return storage;
 }
 
-}  // namespace
-
-void copy_strided(const TensorView& from, const TensorView& to) {
-    LC_CHECK(from.shape() == to.shape(), "copy: shapes differ, {} into {}", from.shape(), to.shape());
+void copy_on_cpu(const TensorView& from, const TensorView& to) {
     dispatch_any(from.dtype, [&](auto from_type) {
         dispatch_any(to.dtype, [&](auto to_type) {
             using From = typename decltype(from_type)::type;
@@ -73,6 +71,46 @@ void copy_strided(const TensorView& from, const TensorView& to) {
     });
 }
 
+// The same elements where `view` lies, gap-free and in the target's order of axes, dtype and device kept.
+Tensor dense_copy(const TensorView& view, const Layout& order) {
+    Tensor copy = Tensor::empty_like(order, view.dtype, view.device);
+    copy_strided(view, copy.view());
+    return copy;
+}
+
+// Bytes cross; layouts and dtypes are changed on the side that has the fewer bytes to send.
+void copy_between_devices(const TensorView& from, const TensorView& to) {
+    const bool same = from.dtype == to.dtype && from.layout.is_dense() && from.layout.strides == to.layout.strides;
+    const Stream stream = current_stream(from.device.is_cuda() ? from.device : to.device);
+    if (same) {
+        const int64_t width = size_of(from.dtype);
+        cuda::copy_bytes(to.base + to.layout.offset * width, from.base + from.layout.offset * width,
+                         from.numel() * width, stream);
+        return cuda::synchronize(stream);
+    }
+    if (size_of(from.dtype) > size_of(to.dtype)) {
+        Tensor converted = Tensor::empty_like(to.layout, to.dtype, from.device);
+        copy_strided(from, converted.view());
+        if (to.layout.is_dense()) return copy_between_devices(converted.view(), to);
+        const Tensor there = converted.to(to.device);
+        return copy_strided(there.view(), to);
+    }
+    const Tensor dense = dense_copy(from, to.layout);
+    Tensor there = Tensor::empty_like(to.layout, from.dtype, to.device);
+    copy_between_devices(dense.view(), there.view());
+    copy_strided(there.view(), to);
+}
+
+}  // namespace
+
+void copy_strided(const TensorView& from, const TensorView& to) {
+    LC_CHECK(from.shape() == to.shape(), "copy: shapes differ, {} into {}", from.shape(), to.shape());
+    if (from.numel() == 0) return;
+    if (from.device != to.device) return copy_between_devices(from, to);
+    if (from.device.is_cuda()) return cuda::copy_strided(from, to, current_stream(from.device));
+    copy_on_cpu(from, to);
+}
+
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
     return empty_like(Layout::contiguous(shape), dtype, device);
 }
@@ -84,7 +122,10 @@ Tensor Tensor::empty_like(const Layout& layout, DType dtype, Device device) {
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
     Tensor result = empty(shape, dtype, device);
-    std::memset(result.storage_->data.get(), 0, static_cast<size_t>(result.storage_->bytes));
+    if (device.is_cuda())
+        cuda::fill_bytes(result.storage_->data.get(), 0, result.storage_->bytes, current_stream(device));
+    else
+        std::memset(result.storage_->data.get(), 0, static_cast<size_t>(result.storage_->bytes));
     return result;
 }
 
@@ -139,14 +180,25 @@ Tensor Tensor::to(DType dtype) const {
     return result;
 }
 
+Tensor Tensor::to(Device target) const {
+    if (target == device()) return detach();
+    Tensor result = empty_like(layout_, dtype_, target);
+    copy_strided(view(), result.view());
+    return result;
+}
+
 void Tensor::copy_from(const Tensor& source) {
     copy_strided(source.view(), view());
     bump_version();
 }
 
 void Tensor::fill(double value) {
-    const Tensor scalar = Tensor::from(std::vector<double>{value}, {});
-    copy_strided(scalar.with_layout(scalar.layout().expand(shape())).view(), view());
+    if (device().is_cuda()) {
+        cuda::fill(view(), value, current_stream(device()));
+    } else {
+        const Tensor scalar = Tensor::from(std::vector<double>{value}, {});
+        copy_strided(scalar.with_layout(scalar.layout().expand(shape())).view(), view());
+    }
     bump_version();
 }
 

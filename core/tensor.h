@@ -31,14 +31,14 @@ struct Accessor {
     T* data = nullptr;
     std::array<int64_t, Rank> shape{}, strides{};
     template <class... I>
-    T& operator()(I... index) const {
+    LC_HOST_DEVICE T& operator()(I... index) const {
         static_assert(sizeof...(I) == Rank);
         int axis = 0;
         int64_t offset = 0;
         ((offset += static_cast<int64_t>(index) * strides[axis++]), ...);
         return data[offset];
     }
-    int64_t size(int axis) const { return shape[axis]; }
+    LC_HOST_DEVICE int64_t size(int axis) const { return shape[axis]; }
 };
 
 struct TensorView {
@@ -119,6 +119,7 @@ class Tensor {
     Tensor contiguous() const;                  // itself when it already is
     Tensor clone() const;                       // a fresh copy; keeps the order of axes in memory
     Tensor to(DType dtype) const;               // itself when dtype is the same; rounds to nearest even
+    Tensor to(Device device) const;             // itself when it is there; else a copy with the same order of axes
     void copy_from(const Tensor& source);       // same shape, any dtype and layout; bumps the version
     void fill(double value);                    // bumps the version
     template <class T>
@@ -134,7 +135,8 @@ class Tensor {
     std::shared_ptr<AutogradSlot> autograd_;
 };
 
-// Copies values between layouts and dtypes (same shape). The one conversion loop of the CPU side.
+// Copies values between layouts, dtypes and devices (same shape). Within a device the copy is queued on its current stream;
+// between devices it is done when this returns.
 void copy_strided(const TensorView& from, const TensorView& to);
 
 }  // namespace lc

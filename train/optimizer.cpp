@@ -20,6 +20,10 @@ std::string layer_of(std::string_view name) {
     return std::string(name.substr(at, end - at));
 }
 
+Stream stream_of(const ParameterGroup& group) {
+    return current_stream(group.parameters.empty() ? Device{} : group.parameters.front().tensor.device());
+}
+
 }  // namespace
 
 ClipScope clip_scope_from(std::string_view name) {
@@ -65,8 +69,8 @@ Optimizer::Optimizer(std::vector<ParameterGroup> groups, const OptimizerOptions&
             LC_CHECK(p.is_contiguous() && (p.dtype() == DType::f32 || p.dtype() == DType::f64),
                      "optimizer: '{}' must be contiguous f32 or f64, got {} {}", parameter.name, name_of(p.dtype()),
                      p.shape());
-            m_.back().push_back(Tensor::zeros(p.shape(), p.dtype()));
-            v_.back().push_back(Tensor::zeros(p.shape(), p.dtype()));
+            m_.back().push_back(Tensor::zeros(p.shape(), p.dtype(), p.device()));
+            v_.back().push_back(Tensor::zeros(p.shape(), p.dtype(), p.device()));
         }
     }
 }
@@ -94,7 +98,7 @@ std::vector<double> Optimizer::clip_factors(double& total_norm) const {
             LC_CHECK(grad.defined(), "optimizer: '{}' got no gradient", parameter.name);
             views.push_back(grad.view());
         }
-        const double norm = kernels::grad_norm({.tensors = views}, current_stream());
+        const double norm = kernels::grad_norm({.tensors = views}, stream_of(groups_[g]));
         squares[g] = norm * norm;
         total += squares[g];
     }
@@ -130,6 +134,7 @@ StepReport Optimizer::step(std::span<const double> rates, bool loss_finite) {
                 .push_back({p.view(), grad_of(p).view(), m_[g][i].view(), v_[g][i].view()});
             p.bump_version();
         }
+        const Stream stream = stream_of(groups_[g]);
         kernels::AdamwStep step{.tensors = decayed,
                                 .lr = rates[g],
                                 .beta1 = options_.beta1,
@@ -138,10 +143,10 @@ StepReport Optimizer::step(std::span<const double> rates, bool loss_finite) {
                                 .weight_decay = options_.weight_decay,
                                 .grad_scale = factors[g],
                                 .step = updates_};
-        if (!decayed.empty()) kernels::adamw_step(step, current_stream());
+        if (!decayed.empty()) kernels::adamw_step(step, stream);
         step.tensors = plain;
         step.weight_decay = 0;
-        if (!plain.empty()) kernels::adamw_step(step, current_stream());
+        if (!plain.empty()) kernels::adamw_step(step, stream);
     }
     return report;
 }

@@ -13,7 +13,7 @@ struct AddNode final : Node {
     // away.
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         if (din.wants(0) && din.wants(1))
-            kernels::add_backward({.dc = dout[0].view(), .da = din.slot(0)}, current_stream());
+            kernels::add_backward({.dc = dout[0].view(), .da = din.slot(0)}, current_stream(dout[0].device()));
         din.pass(din.wants(1) ? 1 : 0, dout[0]);
     }
 };
@@ -24,7 +24,7 @@ Tensor add(const Tensor& a, const Tensor& b) {
     LC_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add: shapes and dtypes must agree, got {} {} and {} {}",
              a.shape(), name_of(a.dtype()), b.shape(), name_of(b.dtype()));
     Tensor c = Tensor::empty_like(a.layout(), a.dtype(), a.device());
-    kernels::add_forward({.a = a.view(), .b = b.view(), .c = c.view()}, current_stream());
+    kernels::add_forward({.a = a.view(), .b = b.view(), .c = c.view()}, current_stream(a.device()));
     if (should_record({&a, &b})) record(std::make_shared<AddNode>(), {&a, &b}, {&c});
     return c;
 }

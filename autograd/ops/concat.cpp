@@ -14,7 +14,7 @@ struct ConcatNode final : Node {
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         kernels::concat_backward(
             {.dout = dout[0].view(), .da = din.slot(0), .db = din.slot(1), .a_size = a_size, .axis = axis},
-            current_stream());
+            current_stream(dout[0].device()));
     }
 };
 
@@ -28,7 +28,7 @@ Tensor concat(const Tensor& a, const Tensor& b, int axis) {
     Layout layout = b.layout();  // b is what is new: the result keeps its order of axes in memory
     layout.shape[axis] += a.size(axis);
     Tensor out = Tensor::empty_like(layout, a.dtype(), a.device());
-    kernels::concat_forward({.a = a.view(), .b = b.view(), .out = out.view(), .axis = axis}, current_stream());
+    kernels::concat_forward({.a = a.view(), .b = b.view(), .out = out.view(), .axis = axis}, current_stream(a.device()));
     if (should_record({&a, &b})) {
         auto node = std::make_shared<ConcatNode>();
         node->a_size = a.size(axis), node->axis = axis;

@@ -11,7 +11,7 @@ struct DropoutNode final : Node {
     std::string_view name() const override { return "dropout"; }
 
     void backward(std::span<const Tensor> dout, GradSink& din) override {
-        kernels::dropout_backward({.dy = dout[0].view(), .dx = din.slot(0), .mask = mask}, current_stream());
+        kernels::dropout_backward({.dy = dout[0].view(), .dx = din.slot(0), .mask = mask}, current_stream(dout[0].device()));
     }
 };
 
@@ -21,7 +21,7 @@ Tensor dropout(const Tensor& x, double p, uint64_t seed, uint64_t stream) {
     if (p == 0) return x;
     const kernels::DropoutMask mask{p, seed, stream};
     Tensor y = Tensor::empty_like(x.layout(), x.dtype(), x.device());
-    kernels::dropout_forward({.x = x.view(), .y = y.view(), .mask = mask}, current_stream());
+    kernels::dropout_forward({.x = x.view(), .y = y.view(), .mask = mask}, current_stream(x.device()));
     if (should_record({&x})) {
         auto node = std::make_shared<DropoutNode>();
         node->mask = mask;

@@ -12,7 +12,7 @@ struct EmbeddingNode final : Node {
 
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         kernels::embedding_backward({.ids = ids.view(), .dout = dout[0].view(), .dweight = din.slot(0)},
-                                    current_stream());
+                                    current_stream(dout[0].device()));
     }
 };
 
@@ -23,7 +23,7 @@ Tensor embedding(const Tensor& weight, const Tensor& ids) {
     Shape shape = ids.shape();
     shape.push_back(weight.size(1));
     Tensor out = Tensor::empty(shape, weight.dtype(), weight.device());
-    kernels::embedding_forward({.weight = weight.view(), .ids = ids.view(), .out = out.view()}, current_stream());
+    kernels::embedding_forward({.weight = weight.view(), .ids = ids.view(), .out = out.view()}, current_stream(weight.device()));
     if (should_record({&weight})) {
         auto node = std::make_shared<EmbeddingNode>();
         node->ids.save(ids);

@@ -15,7 +15,7 @@ struct FeatureMapNode final : Node {
         kernels::feature_map_backward({.forward = {.x = x.view(), .w = w.view(), .b = b.view(), .phi = phi.view(),
                                                    .activation = activation, .skip = skip},
                                        .dphi = dout[0].view(), .dx = din.slot(0), .dw = din.slot(1), .db = din.slot(2)},
-                                      current_stream());
+                                      current_stream(dout[0].device()));
     }
 };
 
@@ -27,7 +27,7 @@ Tensor feature_map(const Tensor& x, const Tensor& w, const Tensor& b, kernels::F
     Tensor phi = Tensor::empty({x.size(0), w.size(0), x.size(2), kernels::feature_size(activation, w.size(2))}, x.dtype(),
                                x.device());
     kernels::feature_map_forward({.x = x.view(), .w = w.view(), .b = b.view(), .phi = phi.view(), .activation = activation,
-                                  .skip = skip}, current_stream());
+                                  .skip = skip}, current_stream(x.device()));
     if (should_record({&x, &w, &b})) {
         auto node = std::make_shared<FeatureMapNode>();
         node->x.save(x), node->w.save(w), node->b.save(b), node->phi.save(phi);

@@ -43,7 +43,7 @@ struct HybridAttentionNode final : Node {
                                             .dmix_logit = din.slot(7),
                                             .ds_in = din.slot(8),
                                             .dz_in = din.slot(9)},
-                                           current_stream());
+                                           current_stream(q.get().device()));
     }
 };
 
@@ -83,7 +83,7 @@ AttentionResult hybrid_attention(const Tensor& q, const Tensor& k, const Tensor&
                                        .z_out = result.state.z.view(),
                                        .first_key = past.first_key,
                                        .spec = spec},
-                                      current_stream());
+                                      current_stream(q.device()));
     const Tensor inputs[] = {q, k, v, maps.wq, maps.bq, maps.wk, maps.bk, mix_logit, past.state.s, past.state.z};
     if (should_record(inputs)) {
         auto node = std::make_shared<HybridAttentionNode>();

@@ -17,7 +17,7 @@ struct LinearNode final : Node {
                                   .dx = din.slot(0),
                                   .dw = din.slot(1),
                                   .db = din.slot(2)},
-                                 current_stream());
+                                 current_stream(dout[0].device()));
     }
 };
 
@@ -29,7 +29,7 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b) {
     Shape shape = x.shape();
     shape[-1] = w.size(0);
     Tensor y = Tensor::empty(shape, x.dtype(), x.device());
-    kernels::linear_forward({.x = x.view(), .w = w.view(), .b = b.view(), .y = y.view()}, current_stream());
+    kernels::linear_forward({.x = x.view(), .w = w.view(), .b = b.view(), .y = y.view()}, current_stream(x.device()));
     if (should_record({&x, &w, &b})) {
         auto node = std::make_shared<LinearNode>();
         node->x.save(x), node->w.save(w);

@@ -41,7 +41,7 @@ struct LinearAttentionNode final : Node {
                                             .dbk = din.slot(6),
                                             .ds_in = din.slot(7),
                                             .dz_in = din.slot(8)},
-                                           current_stream());
+                                           current_stream(q.get().device()));
     }
 };
 
@@ -82,7 +82,7 @@ AttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor&
                                        .z_out = result.state.z.view(),
                                        .activation = spec.activation,
                                        .skip = spec.skip},
-                                      current_stream());
+                                      current_stream(q.device()));
     const Tensor inputs[] = {q, k, v, maps.wq, maps.bq, maps.wk, maps.bk, state.s, state.z};
     if (!should_record(inputs)) return result;
     auto node = std::make_shared<LinearAttentionNode>();

@@ -17,7 +17,7 @@ struct LinearCrossEntropyNode final : Node {
                                                 .dloss = dout[0].view(),
                                                 .dhidden = din.slot(0),
                                                 .dweight = din.slot(1)},
-                                               current_stream());
+                                               current_stream(dout[0].device()));
     }
 };
 
@@ -37,7 +37,7 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
                                            .loss = loss.view(),
                                            .dhidden = dhidden.view(),
                                            .dweight = dweight.view()},
-                                          current_stream());
+                                          current_stream(hidden.device()));
     if (should_record({&hidden, &weight})) {
         auto node = std::make_shared<LinearCrossEntropyNode>();
         node->unit_dhidden.save(dhidden), node->unit_dweight.save(dweight);
@@ -50,7 +50,7 @@ Tensor token_nll(const Tensor& hidden, const Tensor& weight, const Tensor& label
     const Tensor nll = Tensor::empty(labels.shape(), hidden.dtype(), hidden.device());
     kernels::linear_cross_entropy_forward(
         {.hidden = hidden.view(), .weight = weight.view(), .labels = labels.view(), .nll = nll.view()},
-        current_stream());
+        current_stream(hidden.device()));
     return nll;
 }
 

@@ -23,7 +23,7 @@ struct LoraLinearNode final : Node {
                                        .da = din.slot(2),
                                        .db = din.slot(3),
                                        .s = s},
-                                      current_stream());
+                                      current_stream(dout[0].device()));
     }
 };
 
@@ -38,7 +38,7 @@ Tensor lora_linear(const Tensor& x, const Tensor& w, const Tensor& a, const Tens
     const Tensor p = Tensor::empty({x.numel() / x.size(-1), a.size(0)}, x.dtype(), x.device());
     kernels::lora_linear_forward(
         {.x = x.view(), .w = w.view(), .a = a.view(), .b = b.view(), .p = p.view(), .y = y.view(), .s = s},
-        current_stream());
+        current_stream(x.device()));
     if (should_record({&x, &w, &a, &b})) {
         auto node = std::make_shared<LoraLinearNode>();
         node->x.save(x), node->w.save(w), node->a.save(a), node->b.save(b), node->p.save(p);

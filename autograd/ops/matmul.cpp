@@ -13,7 +13,7 @@ struct MatmulNode final : Node {
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         kernels::matmul_backward(
             {.a = a.view(), .b = b.view(), .dc = dout[0].view(), .da = din.slot(0), .db = din.slot(1)},
-            current_stream());
+            current_stream(dout[0].device()));
     }
 };
 
@@ -25,7 +25,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
     Shape shape = a.shape();
     shape[-1] = b.size(-1);
     Tensor c = Tensor::empty(shape, a.dtype(), a.device());
-    kernels::matmul_forward({.a = a.view(), .b = b.view(), .c = c.view()}, current_stream());
+    kernels::matmul_forward({.a = a.view(), .b = b.view(), .c = c.view()}, current_stream(a.device()));
     if (should_record({&a, &b})) {
         auto node = std::make_shared<MatmulNode>();
         node->a.save(a), node->b.save(b);

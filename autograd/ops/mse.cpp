@@ -16,7 +16,7 @@ struct MseNode final : Node {
                                .dloss = dout[0].view(),
                                .dy = din.slot(0),
                                .dtarget = din.slot(1)},
-                              current_stream());
+                              current_stream(dout[0].device()));
     }
 };
 
@@ -24,7 +24,7 @@ struct MseNode final : Node {
 
 Tensor mse(const Tensor& y, const Tensor& target) {
     Tensor loss = Tensor::empty({}, y.dtype(), y.device());
-    kernels::mse_forward({.y = y.view(), .target = target.view(), .loss = loss.view()}, current_stream());
+    kernels::mse_forward({.y = y.view(), .target = target.view(), .loss = loss.view()}, current_stream(y.device()));
     if (should_record({&y, &target})) {
         auto node = std::make_shared<MseNode>();
         node->y.save(y), node->target.save(target);

@@ -13,7 +13,7 @@ struct MulNode final : Node {
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         kernels::mul_backward(
             {.a = a.view(), .b = b.view(), .dc = dout[0].view(), .da = din.slot(0), .db = din.slot(1)},
-            current_stream());
+            current_stream(dout[0].device()));
     }
 };
 
@@ -23,7 +23,7 @@ Tensor mul(const Tensor& a, const Tensor& b) {
     LC_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "mul: shapes and dtypes must agree, got {} {} and {} {}",
              a.shape(), name_of(a.dtype()), b.shape(), name_of(b.dtype()));
     Tensor c = Tensor::empty_like(a.layout(), a.dtype(), a.device());
-    kernels::mul_forward({.a = a.view(), .b = b.view(), .c = c.view()}, current_stream());
+    kernels::mul_forward({.a = a.view(), .b = b.view(), .c = c.view()}, current_stream(a.device()));
     if (should_record({&a, &b})) {
         auto node = std::make_shared<MulNode>();
         node->a.save(a), node->b.save(b);

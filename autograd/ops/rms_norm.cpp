@@ -20,7 +20,7 @@ struct RmsNormNode final : Node {
                                     .dx = din.slot(0),
                                     .dresidual = fused ? din.slot(1) : GradSlot{},
                                     .dweight = din.slot(fused ? 2 : 1)},
-                                   current_stream());
+                                   current_stream(rstd.get().device()));
     }
 };
 
@@ -38,7 +38,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
     const Tensor rstd = make_rstd(x, weight);
     Tensor y = Tensor::empty_like(x.layout(), x.dtype(), x.device());
     kernels::rms_norm_forward({.x = x.view(), .weight = weight.view(), .y = y.view(), .rstd = rstd.view(), .eps = eps},
-                              current_stream());
+                              current_stream(x.device()));
     if (should_record({&x, &weight})) {
         auto node = std::make_shared<RmsNormNode>();
         node->s.save(x), node->weight.save(weight), node->rstd.save(rstd);
@@ -60,7 +60,7 @@ std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, 
                                .sum = sum.view(),
                                .rstd = rstd.view(),
                                .eps = eps},
-                              current_stream());
+                              current_stream(x.device()));
     if (should_record({&x, &residual, &weight})) {
         auto node = std::make_shared<RmsNormNode>();
         node->fused = true;

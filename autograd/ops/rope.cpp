@@ -14,7 +14,7 @@ struct RopeNode final : Node {
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         kernels::rope_backward(
             {.dy = dout[0].view(), .cos = cos.view(), .sin = sin.view(), .dx = din.slot(0), .first = first},
-            current_stream());
+            current_stream(dout[0].device()));
     }
 };
 
@@ -23,7 +23,7 @@ struct RopeNode final : Node {
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t first) {
     Tensor y = Tensor::empty_like(x.layout(), x.dtype(), x.device());
     kernels::rope_forward({.x = x.view(), .cos = cos.view(), .sin = sin.view(), .y = y.view(), .first = first},
-                          current_stream());
+                          current_stream(x.device()));
     if (should_record({&x})) {
         auto node = std::make_shared<RopeNode>();
         node->cos.save(cos), node->sin.save(sin);

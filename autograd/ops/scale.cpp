@@ -11,7 +11,7 @@ struct ScaleNode final : Node {
     std::string_view name() const override { return "scale"; }
 
     void backward(std::span<const Tensor> dout, GradSink& din) override {
-        kernels::scale_backward({.dy = dout[0].view(), .dx = din.slot(0), .factor = factor}, current_stream());
+        kernels::scale_backward({.dy = dout[0].view(), .dx = din.slot(0), .factor = factor}, current_stream(dout[0].device()));
     }
 };
 
@@ -19,7 +19,7 @@ struct ScaleNode final : Node {
 
 Tensor scale(const Tensor& x, double factor) {
     Tensor y = Tensor::empty_like(x.layout(), x.dtype(), x.device());
-    kernels::scale_forward({.x = x.view(), .y = y.view(), .factor = factor}, current_stream());
+    kernels::scale_forward({.x = x.view(), .y = y.view(), .factor = factor}, current_stream(x.device()));
     if (should_record({&x})) {
         auto node = std::make_shared<ScaleNode>();
         node->factor = factor;

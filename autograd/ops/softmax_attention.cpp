@@ -17,7 +17,7 @@ struct SoftmaxAttentionNode final : Node {
              .dq = din.slot(0),
              .dk = din.slot(1),
              .dv = din.slot(2)},
-            current_stream());
+            current_stream(dout[0].device()));
     }
 };
 
@@ -30,7 +30,7 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
     const bool taped = should_record({&q, &k, &v});
     const Tensor lse = taped ? Tensor::empty({batch, heads, t}, q.dtype(), q.device()) : Tensor();
     kernels::softmax_attention_forward({.q = q.view(), .k = k.view(), .v = v.view(), .y = y.view(), .lse = lse.view()},
-                                       current_stream());
+                                       current_stream(q.device()));
     if (taped) {
         auto node = std::make_shared<SoftmaxAttentionNode>();
         node->q.save(q), node->k.save(k), node->v.save(v), node->y.save(y), node->lse.save(lse);

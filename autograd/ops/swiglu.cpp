@@ -13,7 +13,7 @@ struct SwigluNode final : Node {
     void backward(std::span<const Tensor> dout, GradSink& din) override {
         kernels::swiglu_backward(
             {.gate = gate.view(), .up = up.view(), .dy = dout[0].view(), .dgate = din.slot(0), .dup = din.slot(1)},
-            current_stream());
+            current_stream(dout[0].device()));
     }
 };
 
@@ -23,7 +23,7 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
     LC_CHECK(gate.shape() == up.shape(), "swiglu: gate and up must have one shape, got {} and {}", gate.shape(),
              up.shape());
     Tensor y = Tensor::empty_like(gate.layout(), gate.dtype(), gate.device());
-    kernels::swiglu_forward({.gate = gate.view(), .up = up.view(), .y = y.view()}, current_stream());
+    kernels::swiglu_forward({.gate = gate.view(), .up = up.view(), .y = y.view()}, current_stream(gate.device()));
     if (should_record({&gate, &up})) {
         auto node = std::make_shared<SwigluNode>();
         node->gate.save(gate), node->up.save(up);

@@ -16,7 +16,7 @@ struct TransferLossNode final : Node {
         for (int i = 0; i < 5; ++i)
             if (din.wants(i))
                 kernels::transfer_loss_backward(
-                    {.dloss = dout[0].view(), .gradient = gradients[i]->view(), .out = din.slot(i)}, current_stream());
+                    {.dloss = dout[0].view(), .gradient = gradients[i]->view(), .out = din.slot(i)}, current_stream(dout[0].device()));
     }
 };
 
@@ -49,7 +49,7 @@ Tensor transfer_loss(const Tensor& q, const Tensor& k, const Tensor& v, const Te
                             .gradients = {slots[0], slots[1], slots[2], slots[3], slots[4]},
                             .factor = factor,
                             .spec = spec},
-                           current_stream());
+                           current_stream(q.device()));
     if (should_record({&maps.wq, &maps.bq, &maps.wk, &maps.bk, &mix_logit})) {
         auto node = std::make_shared<TransferLossNode>();
         node->dwq.save(gradients[0]), node->dbq.save(gradients[1]), node->dwk.save(gradients[2]);

@@ -1,8 +1,9 @@
-// What front doors share: which variant to run, and when to refuse a device.
+// What front doors share: which variant to run, and what dtypes and devices go together.
 #pragma once
 #include <initializer_list>
 #include <string_view>
 
+#include "core/cuda/runtime.h"
 #include "core/profile.h"
 #include "core/tensor.h"
 
@@ -28,25 +29,46 @@ inline bool is_matrix(const TensorView& view) {
     return (view.stride(-1) == 1 || view.size(-1) == 1) && view.stride(-2) >= view.size(-1);
 }
 
-inline void require_cpu(const TensorView& view, std::string_view op) {
-    LC_REQUIRE(Resource, view.device.is_cpu(), "{}: no kernel for {} in this build", op, view.device.str());
+// True where a front door hands over to the CUDA kernel of `op` (with `if constexpr (cuda::kBuilt)` before it). The CUDA side
+// computes in f32 and bf16; what it stores beside bf16 tensors in f32 is said in each contract.
+inline bool on_cuda(std::string_view op, const TensorView& view) {
+    if (view.device.is_cpu()) return false;
+    LC_CHECK(view.dtype == DType::f32 || view.dtype == DType::bf16, "{}: CUDA computes in f32 and bf16, got {}", op,
+             name_of(view.dtype));
+    return true;
 }
 
-// All of one floating-point dtype and on the CPU; absent views are skipped.
+// All of one floating-point dtype and on one device; absent views are skipped.
 inline void require_alike(std::string_view op, std::initializer_list<TensorView> views) {
     const TensorView& first = *views.begin();
     for (const TensorView& view : views) {
         if (!view) continue;
         LC_CHECK(view.dtype == first.dtype, "{}: dtypes differ, {} and {}", op, name_of(first.dtype),
                  name_of(view.dtype));
-        require_cpu(view, op);
+        LC_CHECK(view.device == first.device, "{}: devices differ, {} and {}", op, first.device.str(),
+                 view.device.str());
     }
+}
+
+// Parameters, statistics, losses and gradients beside activations like `x`: x's dtype or, beside a bf16 x, f32.
+inline void require_wide(std::string_view op, const TensorView& x, std::initializer_list<TensorView> views) {
+    for (const TensorView& view : views) {
+        if (!view) continue;
+        LC_CHECK(view.dtype == x.dtype || view.dtype == statistics_dtype(x.dtype), "{}: beside {} must be {} or {}, got {}",
+                 op, name_of(x.dtype), name_of(x.dtype), name_of(statistics_dtype(x.dtype)), name_of(view.dtype));
+        LC_CHECK(view.device == x.device, "{}: devices differ, {} and {}", op, x.device.str(), view.device.str());
+    }
+}
+
+inline void require_cpu(const TensorView& view, std::string_view op) {
+    LC_REQUIRE(Resource, view.device.is_cpu(), "{}: no kernel for {} in this build", op, view.device.str());
 }
 
 // Runs f with T = float or double after the same checks.
 template <class F>
 void on_cpu(std::string_view op, std::initializer_list<TensorView> views, F&& f) {
     require_alike(op, views);
+    require_cpu(*views.begin(), op);
     dispatch_compute(views.begin()->dtype, op, f);
 }
 

@@ -15,7 +15,7 @@ class Scratch {
   public:
     Scratch() = default;
     explicit Scratch(int64_t count)
-        : block_(allocator(Device{}).allocate(count * static_cast<int64_t>(sizeof(T)), current_stream())) {}
+        : block_(allocator(Device{}).allocate(count * static_cast<int64_t>(sizeof(T)), current_stream(Device{}))) {}
     T* data() const { return reinterpret_cast<T*>(block_.get()); }
     T& operator[](int64_t i) const { return data()[i]; }
 

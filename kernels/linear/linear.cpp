@@ -84,19 +84,25 @@ void check(const TensorView& x, const TensorView& w, const TensorView& y) {
 
 }  // namespace
 
-void linear_forward(const LinearForward& args, Stream) {
+void linear_forward(const LinearForward& args, Stream stream) {
     check(args.x, args.w, args.y);
     LC_CHECK(!args.b || args.b.shape() == Shape{args.w.size(0)}, "linear: b must be [{}], got {}", args.w.size(0),
              args.b.shape());
-    require_alike("linear", {args.x, args.w, args.b, args.y});
+    require_alike("linear", {args.x, args.y});
+    require_wide("linear", args.x, {args.w, args.b});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("linear", args.x)) return linear_forward_cuda(args, stream);
     if (use_fast_cpu(args.x.dtype)) return forward_fast(args);
     dispatch_compute(args.x.dtype, "linear",
                      [&](auto type) { linear_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void linear_backward(const LinearBackward& args, Stream) {
+void linear_backward(const LinearBackward& args, Stream stream) {
     check(args.x, args.w, args.dy);
-    require_alike("linear", {args.dy, args.x, args.w, args.dx.view, args.dw.view, args.db.view});
+    require_alike("linear", {args.dy, args.x});
+    require_wide("linear", args.dy, {args.w, args.dx.view, args.dw.view, args.db.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("linear", args.dy)) return linear_backward_cuda(args, stream);
     if (use_fast_cpu(args.dy.dtype)) return backward_fast(args);
     dispatch_compute(args.dy.dtype, "linear",
                      [&](auto type) { linear_backward_naive<typename decltype(type)::type>(args); });

@@ -1,4 +1,6 @@
 // y = x W^T + b          dx = dy W     dW = dy^T x     db = sum over rows of dy
+//
+// On the GPU x, y, dy and dx may be bf16 beside f32 w and b (parameters that train); dw and db are then f32.
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
@@ -13,6 +15,7 @@ struct LinearForward {
     TensorView y;  // [...,Out]  out
 };
 void linear_forward(const LinearForward& args, Stream stream);
+void linear_forward_cuda(const LinearForward& args, Stream stream);
 
 struct LinearBackward {
     TensorView x, w;      // as in the forward; x is read for dw only, w for dx only
@@ -20,5 +23,6 @@ struct LinearBackward {
     GradSlot dx, dw, db;  // out: shapes of x, w, b
 };
 void linear_backward(const LinearBackward& args, Stream stream);
+void linear_backward_cuda(const LinearBackward& args, Stream stream);
 
 }  // namespace lc::kernels

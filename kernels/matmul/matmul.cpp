@@ -89,15 +89,20 @@ void check(const TensorView& a, const TensorView& b, const TensorView& c) {
 
 }  // namespace
 
-void matmul_forward(const MatmulForward& args, Stream) {
+void matmul_forward(const MatmulForward& args, Stream stream) {
     check(args.a, args.b, args.c);
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("matmul", args.a)) return matmul_forward_cuda(args, stream);
     if (use_fast_cpu(args.a.dtype)) return forward_fast(args);
     dispatch_compute(args.a.dtype, "matmul",
                      [&](auto type) { matmul_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void matmul_backward(const MatmulBackward& args, Stream) {
+void matmul_backward(const MatmulBackward& args, Stream stream) {
     check(args.a, args.b, args.dc);
+    require_wide("matmul", args.a, {args.da.view, args.db.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("matmul", args.a)) return matmul_backward_cuda(args, stream);
     if (use_fast_cpu(args.a.dtype)) return backward_fast(args);
     dispatch_compute(args.a.dtype, "matmul",
                      [&](auto type) { matmul_backward_naive<typename decltype(type)::type>(args); });

@@ -12,6 +12,7 @@ struct MatmulForward {
     TensorView c;  // [...,M,N]  out
 };
 void matmul_forward(const MatmulForward& args, Stream stream);
+void matmul_forward_cuda(const MatmulForward& args, Stream stream);
 
 struct MatmulBackward {
     TensorView a, b;  // as in the forward
@@ -19,5 +20,6 @@ struct MatmulBackward {
     GradSlot da, db;  // out
 };
 void matmul_backward(const MatmulBackward& args, Stream stream);
+void matmul_backward_cuda(const MatmulBackward& args, Stream stream);
 
 }  // namespace lc::kernels

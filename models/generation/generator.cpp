@@ -73,7 +73,7 @@ Tensor prefill_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linea
 Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, int64_t position,
                          const LayerCache& cache) {
     const int64_t batch = qkv.q.size(0), heads = qkv.q.size(1), d = qkv.q.size(3);
-    const Tensor y = Tensor::empty({batch, 1, heads, d}, qkv.q.dtype()).permuted({0, 2, 1, 3});
+    const Tensor y = Tensor::empty({batch, 1, heads, d}, qkv.q.dtype(), qkv.q.device()).permuted({0, 2, 1, 3});
     const bool window = spec.window != WindowKind::none;
     kernels::hybrid_decode({.q = qkv.q.view(),
                             .k = qkv.k.view(),
@@ -90,7 +90,7 @@ Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linear
                             .y = y.view(),
                             .position = position,
                             .spec = spec},
-                           current_stream());
+                           current_stream(qkv.q.device()));
     return y;
 }
 

@@ -99,7 +99,7 @@ inline Outputs quadratic(const Problem& p, const LinearizedSpec& spec, const Out
                          int64_t first_key = 0) {
     const lc::kernels::ScopedNaive naive;
     const Outputs out = empty_outputs(p);
-    lc::kernels::hybrid_attention_forward(arguments(p, spec, out, past, first_key), lc::current_stream());
+    lc::kernels::hybrid_attention_forward(arguments(p, spec, out, past, first_key), lc::current_stream(lc::Device{}));
     return out;
 }
 
@@ -144,7 +144,7 @@ struct Decoder {
                                     .y = y.view(),
                                     .position = position,
                                     .spec = spec},
-                                   lc::current_stream());
+                                   lc::current_stream(lc::Device{}));
         ++position;
         return y;
     }
@@ -172,7 +172,7 @@ inline Gradients gradients_of(const Problem& p, const LinearizedSpec& spec, bool
     if (in_blocks)
         lc::kernels::hybrid_attention_backward_blocks(args);
     else
-        lc::kernels::hybrid_attention_backward(args, lc::current_stream());
+        lc::kernels::hybrid_attention_backward(args, lc::current_stream(lc::Device{}));
     return g;
 }
 

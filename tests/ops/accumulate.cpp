@@ -7,7 +7,7 @@ namespace lc::testing {
 LC_OP_CASES(accumulate) {
     const auto run = [](const Tensors& in) -> Tensors {
         Tensor target = in[1].clone();
-        kernels::accumulate({.source = in[0].view(), .target = target.view()}, current_stream());
+        kernels::accumulate({.source = in[0].view(), .target = target.view()}, current_stream(in[0].device()));
         return {target};
     };
     for (const auto& [variant, shape] : {std::pair{"one", Shape{1}}, {"odd", Shape{3, 5, 7}}, {"large", Shape{129, 257}}})

@@ -19,7 +19,7 @@ OpCase make(std::string variant, Shape first, Shape second, kernels::AdamwStep s
             tensors.push_back({out[i].view(), out[i + 1].view(), out[i + 2].view(), out[i + 3].view()});
         kernels::AdamwStep args = step;
         args.tensors = tensors;
-        kernels::adamw_step(args, current_stream());
+        kernels::adamw_step(args, current_stream(in[0].device()));
         return out;
     };
     const double n = static_cast<double>(numel_of(first) + numel_of(second));

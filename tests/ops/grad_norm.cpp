@@ -8,7 +8,7 @@ LC_OP_CASES(grad_norm) {
     const auto run = [](const Tensors& in) -> Tensors {
         std::vector<TensorView> views;
         for (const Tensor& tensor : in) views.push_back(tensor.view());
-        return {Tensor::full({}, kernels::grad_norm({views}, current_stream()), in[0].dtype())};
+        return {Tensor::full({}, kernels::grad_norm({views}, current_stream(in[0].device())), in[0].dtype())};
     };
     add({.op = "grad_norm", .variant = "one", .inputs = {{"a", {1}}}, .run = run, .differentiable = false});
     add({.op = "grad_norm",

@@ -60,7 +60,7 @@ OpCase make(std::string variant, const Options& o) {
                                 .y = y.view(),
                                 .position = o.position,
                                 .spec = o.spec},
-                               current_stream());
+                               current_stream(in[0].device()));
         if (o.spec.window == WindowKind::none) return {y, s, z};
         return {y, s, z, ring_k, ring_v};
     };

@@ -9,7 +9,7 @@ OpCase make(std::string variant, Shape x, int64_t out, bool bias) {
     const int64_t in_size = x[-1];
     OpCase c{.op = "linear",
              .variant = std::move(variant),
-             .inputs = {{"x", x}, {"w", {out, in_size}, Fill::Normal, 0.3}},
+             .inputs = {{"x", x}, {.name = "w", .shape = {out, in_size}, .scale = 0.3}},
              .run = {}};
     if (bias) c.inputs.push_back({"b", {out}});
     c.run = [bias](const Tensors& in) -> Tensors { return {linear(in[0], in[1], bias ? in[2] : Tensor())}; };

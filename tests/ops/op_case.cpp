@@ -13,7 +13,7 @@ std::vector<OpCase>& registry() {
     return cases;
 }
 
-Tensor make_floats(const OpInput& input, DType dtype, const Random& random) {
+Tensor make_floats(const OpInput& input, const Target& target, const Random& random) {
     std::vector<float> values(static_cast<size_t>(numel_of(input.shape)));
     for (size_t i = 0; i < values.size(); ++i) {
         double value = 0;
@@ -22,7 +22,8 @@ Tensor make_floats(const OpInput& input, DType dtype, const Random& random) {
         if (input.fill == Fill::Uniform) value = random.uniform(i) * input.scale;
         values[i] = static_cast<float>(value);
     }
-    return Tensor::from(values, input.shape).to(dtype);
+    const Tensor numbers = Tensor::from(values, input.shape);
+    return input.wide ? numbers.to(statistics_dtype(target.dtype)) : numbers.to(target.values).to(target.dtype);
 }
 
 Tensor make_ids(const OpInput& input, const Random& random) {
@@ -41,13 +42,21 @@ void add(OpCase op_case) { registry().push_back(std::move(op_case)); }
 const std::vector<OpCase>& op_cases() { return registry(); }
 OpCaseRegistrar::OpCaseRegistrar(void (*fill)()) { fill(); }
 
-Tensors make_inputs(const OpCase& op_case, DType dtype, uint64_t seed, const std::vector<bool>& wanted) {
+std::vector<bool> differentiable_inputs(const OpCase& op_case) {
+    std::vector<bool> result;
+    for (const OpInput& input : op_case.inputs)
+        result.push_back(op_case.differentiable && input.differentiable && input.fill != Fill::Ids &&
+                         input.fill != Fill::Labels);
+    return result;
+}
+
+Tensors make_inputs(const OpCase& op_case, const Target& target, uint64_t seed, const std::vector<bool>& wanted) {
     Tensors inputs;
     for (size_t i = 0; i < op_case.inputs.size(); ++i) {
         const OpInput& input = op_case.inputs[i];
         const Random random(seed, i);
         const bool ids = input.fill == Fill::Ids || input.fill == Fill::Labels;
-        inputs.push_back(ids ? make_ids(input, random) : make_floats(input, dtype, random));
+        inputs.push_back((ids ? make_ids(input, random) : make_floats(input, target, random)).to(target.device));
         if (i < wanted.size() && wanted[i]) set_requires_grad(inputs.back());
     }
     return inputs;

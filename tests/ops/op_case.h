@@ -27,12 +27,21 @@ struct OpInput {
     int64_t bound = 0;
     bool differentiable = true; // ignored for Ids and Labels
     DType ids_dtype = DType::i32;
+    bool wide = false;          // stays f32 beside bf16 activations: a trainable parameter, a statistic, optimizer state
+};
+
+// Where and in what precision a case runs. `values` is the dtype whose numbers the inputs hold: the f64 oracle of a bf16 run
+// sees the bf16 numbers.
+struct Target {
+    Device device;
+    DType dtype = DType::f32;
+    DType values = DType::f32;
 };
 
 struct OpCase {
     std::string op, variant;
     std::vector<OpInput> inputs;
-    std::function<Tensors(const Tensors&)> run;  // functional; called with f32 or f64 floating-point inputs
+    std::function<Tensors(const Tensors&)> run;  // functional; inputs are of a Target's dtype and device
     double flops = 0, bytes = 0;                 // of one forward in f32, for the benchmark
     double backward_flops = 0, backward_bytes = 0;  // 0: no backward in the benchmark
     bool bench = false;
@@ -55,8 +64,10 @@ struct OpCaseRegistrar {
     static const ::lc::testing::OpCaseRegistrar lc_registrar_##name(lc_op_cases_##name); \
     static void lc_op_cases_##name()
 
-// Fresh inputs: a pure function of case, dtype and seed. Values are f32 numbers in either dtype, so that f32 and f64 runs
-// see the same ones. `wanted[i]` makes input i a leaf that collects a gradient.
-Tensors make_inputs(const OpCase& op_case, DType dtype, uint64_t seed, const std::vector<bool>& wanted = {});
+// Which inputs can collect a gradient.
+std::vector<bool> differentiable_inputs(const OpCase& op_case);
+
+// Fresh inputs: a pure function of case, target and seed. `wanted[i]` makes input i a leaf that collects a gradient.
+Tensors make_inputs(const OpCase& op_case, const Target& target, uint64_t seed, const std::vector<bool>& wanted = {});
 
 }  // namespace lc::testing

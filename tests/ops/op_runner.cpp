@@ -20,16 +20,11 @@ struct Result {
     std::vector<Values> grads;  // one an input; empty where none was wanted
 };
 
-std::vector<bool> all_wanted(const OpCase& c) {
-    std::vector<bool> wanted;
-    for (const OpInput& input : c.inputs)
-        wanted.push_back(c.differentiable && input.differentiable && input.fill != Fill::Ids &&
-                         input.fill != Fill::Labels);
-    return wanted;
-}
+// The oracle of a target: the same numbers in f64 on the CPU.
+Target oracle(const Target& target) { return {.dtype = DType::f64, .values = target.values}; }
 
 // Forward, then backward with a random cotangent that depends on the output's index only.
-Result run(const OpCase& c, Tensors inputs, bool naive) {
+Result run(const OpCase& c, Tensors inputs, const Target& target, bool naive) {
     std::unique_ptr<kernels::ScopedNaive> force;
     if (naive) force = std::make_unique<kernels::ScopedNaive>();
     const Tensors outputs = c.run(inputs);
@@ -42,7 +37,10 @@ Result run(const OpCase& c, Tensors inputs, bool naive) {
         const Random random(kSeed + 77, k);
         for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(random.normal(i));
         roots.push_back(outputs[k]);
-        cotangents.push_back(Tensor::from(values, outputs[k].shape()).to(outputs[k].dtype()));
+        cotangents.push_back(Tensor::from(values, outputs[k].shape())
+                                 .to(target.values)
+                                 .to(outputs[k].dtype())
+                                 .to(outputs[k].device()));
     }
     if (!roots.empty()) backward(roots, cotangents);
     for (const Tensor& input : inputs) {
@@ -68,25 +66,51 @@ double largest_difference(const Values& a, const Values& b) {
     return m;
 }
 
-void expect_close(const OpCase& c, const std::string& what, const Values& got, const Values& naive32,
+// What a run is held against: the exact values, and how far the naive form lands from them in the target's precision.
+struct Reference {
+    Result exact, rounded;
+};
+
+Values rounded_to(DType dtype, const Values& values) {
+    return Tensor::from(values, {static_cast<int64_t>(values.size())}).to(dtype).to_vector<double>();
+}
+
+Reference reference_of(const OpCase& c, const Target& target, const std::vector<bool>& wanted) {
+    Reference reference;
+    reference.exact = run(c, make_inputs(c, oracle(target), kSeed, wanted), oracle(target), true);
+    if (target.dtype == DType::f32) {
+        const Target naive{.dtype = DType::f32, .values = target.values};
+        reference.rounded = run(c, make_inputs(c, naive, kSeed, wanted), naive, true);
+    } else {  // no CPU arithmetic in 16 bits: the exact values, rounded
+        for (const Values& values : reference.exact.outputs)
+            reference.rounded.outputs.push_back(rounded_to(target.dtype, values));
+        for (const Values& values : reference.exact.grads)
+            reference.rounded.grads.push_back(rounded_to(target.dtype, values));
+    }
+    return reference;
+}
+
+void expect_close(const OpCase& c, const Target& target, const std::string& what, const Values& got, const Values& rounded,
                   const Values& exact) {
     LC_CHECK(got.size() == exact.size(), "{}: {} values, expected {}", what, got.size(), exact.size());
     const double bound =
-        c.tolerance_factor * (2 * largest_difference(naive32, exact) + 4 * epsilon_of(DType::f32) * largest(exact));
+        c.tolerance_factor * (2 * largest_difference(rounded, exact) + 4 * epsilon_of(target.dtype) * largest(exact));
     const double error = largest_difference(got, exact);
     LC_CHECK(error <= bound || (error == 0 && bound == 0),
              "{}: max error {:.3g} exceeds the derived bound {:.3g} (max|ref| {:.3g})", what, error, bound,
              largest(exact));
 }
 
-void expect_all_close(const OpCase& c, const std::string& what, const Result& got, const Result& naive32,
-                      const Result& exact) {
+void expect_all_close(const OpCase& c, const Target& target, const std::string& what, const Result& got,
+                      const Reference& reference) {
+    const auto& [exact, rounded] = reference;
     for (size_t k = 0; k < exact.outputs.size(); ++k)
-        expect_close(c, fmt::format("{} output {}", what, k), got.outputs[k], naive32.outputs[k], exact.outputs[k]);
+        expect_close(c, target, fmt::format("{} output {}", what, k), got.outputs[k], rounded.outputs[k],
+                     exact.outputs[k]);
     for (size_t i = 0; i < exact.grads.size(); ++i)
         if (!exact.grads[i].empty() && !got.grads[i].empty())
-            expect_close(c, fmt::format("{} gradient of {}", what, c.inputs[i].name), got.grads[i], naive32.grads[i],
-                         exact.grads[i]);
+            expect_close(c, target, fmt::format("{} gradient of {}", what, c.inputs[i].name), got.grads[i],
+                         rounded.grads[i], exact.grads[i]);
 }
 
 OpCase scaled(OpCase c, double factor) {
@@ -96,20 +120,19 @@ OpCase scaled(OpCase c, double factor) {
 
 }  // namespace
 
-void check_correct(const OpCase& c) {
-    const std::vector<bool> wanted = all_wanted(c);
+void check_correct(const OpCase& c, const Target& target) {
+    const std::vector<bool> wanted = differentiable_inputs(c);
     for (const auto& [label, scale] : {std::pair{"normal", 1.0}, {"large", 8.0}, {"constant", 0.0}}) {
         const OpCase variant = scaled(c, scale);
         const bool with_grads = scale != 0;  // equal inputs tie every maximum; which one wins is then rounding's choice
         const std::vector<bool> want = with_grads ? wanted : std::vector<bool>();
-        const Result exact = run(variant, make_inputs(variant, DType::f64, kSeed, want), true);
-        const Result naive32 = run(variant, make_inputs(variant, DType::f32, kSeed, want), true);
-        expect_all_close(c, label, run(variant, make_inputs(variant, DType::f32, kSeed, want), false), naive32, exact);
+        const Result got = run(variant, make_inputs(variant, target, kSeed, want), target, false);
+        expect_all_close(variant, target, label, got, reference_of(variant, target, want));
     }
 }
 
-void check_gradients(const OpCase& c) {
-    const Tensors inputs = make_inputs(c, DType::f64, kSeed, all_wanted(c));
+void check_gradients(const OpCase& c, const Target& target) {
+    const Tensors inputs = make_inputs(c, oracle(target), kSeed, differentiable_inputs(c));
     GradcheckOptions options;
     options.tolerance = c.gradcheck_tolerance;
     options.max_elements = 256;
@@ -118,34 +141,33 @@ void check_gradients(const OpCase& c) {
     LC_CHECK(report.ok, "gradient check failed: {}", report.detail);
 }
 
-void check_needs_grad_subsets(const OpCase& c) {
-    const std::vector<bool> wanted = all_wanted(c);
+void check_needs_grad_subsets(const OpCase& c, const Target& target) {
+    const std::vector<bool> wanted = differentiable_inputs(c);
     std::vector<size_t> indices;
     for (size_t i = 0; i < wanted.size(); ++i)
         if (wanted[i]) indices.push_back(i);
-    const Result exact = run(c, make_inputs(c, DType::f64, kSeed, wanted), true);
-    const Result naive32 = run(c, make_inputs(c, DType::f32, kSeed, wanted), true);
+    const Reference reference = reference_of(c, target, wanted);
     const unsigned subsets = 1u << indices.size();
     const unsigned step = indices.size() <= 6 ? 1 : 7;  // 7 is odd: every input is on in some subset and off in others
     for (unsigned mask = 0; mask < subsets; mask += step) {
         std::vector<bool> subset(wanted.size(), false);
         for (size_t bit = 0; bit < indices.size(); ++bit) subset[indices[bit]] = mask >> bit & 1;
-        const Result got = run(c, make_inputs(c, DType::f32, kSeed, subset), false);
+        const Result got = run(c, make_inputs(c, target, kSeed, subset), target, false);
         for (size_t i = 0; i < subset.size(); ++i)
             LC_CHECK(subset[i] == !got.grads[i].empty() || numel_of(c.inputs[i].shape) == 0,
                      "input {}: gradient {} though it was {}", c.inputs[i].name, subset[i] ? "missing" : "given",
                      subset[i] ? "wanted" : "not wanted");
-        expect_all_close(c, fmt::format("subset {:b}", mask), got, naive32, exact);
+        expect_all_close(c, target, fmt::format("subset {:b}", mask), got, reference);
     }
 }
 
-void check_accumulates(const OpCase& c) {
-    const std::vector<bool> wanted = all_wanted(c);
-    const Result plain = run(c, make_inputs(c, DType::f32, kSeed, wanted), false);
-    Tensors inputs = make_inputs(c, DType::f32, kSeed, wanted);
+void check_accumulates(const OpCase& c, const Target& target) {
+    const std::vector<bool> wanted = differentiable_inputs(c);
+    const Result plain = run(c, make_inputs(c, target, kSeed, wanted), target, false);
+    Tensors inputs = make_inputs(c, target, kSeed, wanted);
     for (size_t i = 0; i < inputs.size(); ++i)
-        if (wanted[i]) set_grad(inputs[i], Tensor::full(inputs[i].shape(), 3.0, DType::f32));
-    const Result added = run(c, inputs, false);
+        if (wanted[i]) set_grad(inputs[i], Tensor::full(inputs[i].shape(), 3.0, DType::f32, target.device));
+    const Result added = run(c, inputs, target, false);
     for (size_t i = 0; i < inputs.size(); ++i) {
         if (!wanted[i]) continue;
         Values expected = plain.grads[i];
@@ -158,11 +180,12 @@ void check_accumulates(const OpCase& c) {
     }
 }
 
-void check_memory(const OpCase& c) {
+void check_memory(const OpCase& c, const Target& target) {
     const int64_t violations = ScopedMemoryDebug::guard_violations();
     for (const bool naive : {false, true}) {
+        if (naive && target.device.is_cuda()) continue;  // the oracle is the CPU's
         const ScopedMemoryDebug debug;
-        const Result result = run(c, make_inputs(c, DType::f32, kSeed, all_wanted(c)), naive);
+        const Result result = run(c, make_inputs(c, target, kSeed, differentiable_inputs(c)), target, naive);
         for (const auto& group : {result.outputs, result.grads})
             for (const Values& values : group)
                 for (double v : values)
@@ -179,7 +202,7 @@ Tensor restride(const Tensor& tensor, int64_t step, int64_t shift) {
     if (tensor.rank() == 0 || tensor.numel() == 0) return tensor.detach();
     Shape padded = tensor.shape();
     padded[-1] = padded[-1] * step + shift;
-    const Tensor room = Tensor::full(padded, 123.0, tensor.dtype());
+    const Tensor room = Tensor::full(padded, 123.0, tensor.dtype(), tensor.device());
     Layout layout = room.layout();
     layout.shape = tensor.shape();
     layout.strides[-1] = step;
@@ -191,31 +214,31 @@ Tensor restride(const Tensor& tensor, int64_t step, int64_t shift) {
 
 }  // namespace
 
-void check_layouts(const OpCase& c) {
+void check_layouts(const OpCase& c, const Target& target) {
     if (!c.strided_inputs) return;
-    const std::vector<bool> wanted = all_wanted(c);
-    const Result exact = run(c, make_inputs(c, DType::f64, kSeed, wanted), true);
-    const Result naive32 = run(c, make_inputs(c, DType::f32, kSeed, wanted), true);
+    const std::vector<bool> wanted = differentiable_inputs(c);
+    const Reference reference = reference_of(c, target, wanted);
     for (const auto& [label, step, shift] :
          {std::tuple{"misaligned", 1, 1}, {"strided", 2, 0}, {"strided and misaligned", 3, 1}}) {
-        Tensors inputs = make_inputs(c, DType::f32, kSeed);
+        Tensors inputs = make_inputs(c, target, kSeed);
         for (size_t i = 0; i < inputs.size(); ++i) {
             inputs[i] = restride(inputs[i], step, shift);
             if (wanted[i]) set_requires_grad(inputs[i]);
         }
         Result got;
         try {
-            got = run(c, inputs, false);
+            got = run(c, inputs, target, false);
         } catch (const Error&) {
             continue;  // refused in words: allowed
         }
-        expect_all_close(c, label, got, naive32, exact);
+        expect_all_close(c, target, label, got, reference);
     }
 }
 
-void check_repeatable(const OpCase& c) {
-    const Result a = run(c, make_inputs(c, DType::f32, kSeed, all_wanted(c)), false);
-    const Result b = run(c, make_inputs(c, DType::f32, kSeed, all_wanted(c)), false);
+void check_repeatable(const OpCase& c, const Target& target) {
+    const std::vector<bool> wanted = differentiable_inputs(c);
+    const Result a = run(c, make_inputs(c, target, kSeed, wanted), target, false);
+    const Result b = run(c, make_inputs(c, target, kSeed, wanted), target, false);
     LC_CHECK(a.outputs == b.outputs && a.grads == b.grads, "two runs on the same inputs differ");
 }
 

@@ -1,0 +1,25 @@
+// The CUDA runtime of a build without CUDA.
+#include "core/cuda/runtime.h"
+
+namespace lc::cuda {
+namespace {
+[[noreturn]] void refuse() {
+    fail(ErrorKind::Resource, "this build has no CUDA; it computes on the CPU");
+}
+}  // namespace
+
+int device_count() { return 0; }
+DeviceInfo device_info(int) { refuse(); }
+std::byte* allocate(Device, int64_t) { refuse(); }
+void release(Device, std::byte*) {}
+std::byte* allocate_pinned(int64_t) { refuse(); }
+void release_pinned(std::byte*) {}
+Stream default_stream(int) { refuse(); }
+void make_current(Device) { refuse(); }
+void synchronize(Stream) { refuse(); }
+void fill_bytes(std::byte*, int, int64_t, Stream) { refuse(); }
+void copy_bytes(std::byte*, const std::byte*, int64_t, Stream) { refuse(); }
+void copy_strided(const TensorView&, const TensorView&, Stream) { refuse(); }
+void fill(const TensorView&, double, Stream) { refuse(); }
+
+}  // namespace lc::cuda

@@ -1,0 +1,145 @@
+#include "kernels/common/cuda/gemm.h"
+
+#include <cublasLt.h>
+
+#include <array>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "core/profile.h"
+#include "kernels/common/cuda/launch.h"
+
+namespace lc::kernels {
+namespace {
+
+constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
+
+void check(cublasStatus_t status, const char* what) {
+    LC_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: {} in {}", cublasGetStatusString(status), what);
+}
+
+cudaDataType_t cuda_type(DType dtype) {
+    LC_CHECK(dtype == DType::f32 || dtype == DType::bf16, "gemm: CUDA computes in f32 and bf16, got {}", name_of(dtype));
+    return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
+}
+
+template <class Handle, cublasStatus_t (*destroy)(Handle)>
+struct Owned {
+    Handle handle = nullptr;
+    Owned() = default;
+    Owned(const Owned&) = delete;
+    Owned& operator=(const Owned&) = delete;
+    ~Owned() {
+        if (handle) destroy(handle);
+    }
+};
+using Operation = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using MatrixLayout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+
+cublasLtHandle_t handle_for(int device) {
+    static std::mutex mutex;
+    static auto* handles = new std::map<int, cublasLtHandle_t>;  // never destroyed: the driver may go first
+    std::lock_guard lock(mutex);
+    cublasLtHandle_t& handle = (*handles)[device];
+    if (!handle) check(cublasLtCreate(&handle), "cublasLtCreate");
+    return handle;
+}
+
+// cuBLASLt is column-major: it is asked for C^T = op(B)^T op(A)^T, whose operands are our arrays as they lie.
+void set_layout(MatrixLayout& layout, DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t batch, int64_t stride) {
+    check(cublasLtMatrixLayoutCreate(&layout.handle, cuda_type(dtype), static_cast<uint64_t>(columns),
+                                     static_cast<uint64_t>(rows), std::max<int64_t>(ld, std::max<int64_t>(columns, 1))),
+          "cublasLtMatrixLayoutCreate");
+    if (batch == 1) return;
+    const auto count = static_cast<int32_t>(batch);
+    check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count), "batch");
+    check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
+                                           sizeof stride),
+          "stride");
+}
+
+// Largest power of two up to 256 that divides the address: algorithms are chosen for it.
+uint32_t alignment_of(const void* pointer) {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    uint32_t alignment = 256;
+    while (address % alignment != 0) alignment /= 2;
+    return alignment;
+}
+
+using AlgoKey = std::array<int64_t, 22>;
+
+AlgoKey key_of(const CudaGemm& g, int device) {
+    return {device, static_cast<int64_t>(g.op_a), static_cast<int64_t>(g.op_b), g.m, g.n, g.k, g.lda, g.ldb, g.ldc,
+            static_cast<int64_t>(g.dtype), static_cast<int64_t>(g.c_dtype), g.beta == 0, g.bias != nullptr, g.batch,
+            g.stride_a, g.stride_b, g.stride_c, alignment_of(g.a), alignment_of(g.b), alignment_of(g.c),
+            g.bias ? alignment_of(g.bias) : 0, 0};
+}
+
+cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Operation& operation, const MatrixLayout& a,
+                            const MatrixLayout& b, const MatrixLayout& c) {
+    Preference preference;
+    check(cublasLtMatmulPreferenceCreate(&preference.handle), "cublasLtMatmulPreferenceCreate");
+    const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
+        check(cublasLtMatmulPreferenceSetAttribute(preference.handle, what, &value, sizeof value), "preference");
+    };
+    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.b));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.c));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.c));
+    cublasLtMatmulHeuristicResult_t result{};
+    int found = 0;
+    check(cublasLtMatmulAlgoGetHeuristic(handle, operation.handle, b.handle, a.handle, c.handle, c.handle, preference.handle,
+                                         1, &result, &found),
+          "cublasLtMatmulAlgoGetHeuristic");
+    LC_CHECK(found > 0, "gemm: cuBLASLt knows no way for [{},{}] x [{},{}] in {}", g.m, g.k, g.k, g.n, name_of(g.dtype));
+    return result.algo;
+}
+
+}  // namespace
+
+void gemm(const CudaGemm& g, Stream stream) {
+    if (g.m == 0 || g.n == 0 || g.batch == 0) return;
+    LC_CHECK(g.k > 0, "gemm: K must be positive, got {}", g.k);
+    LC_CHECK(!g.bias || g.beta == 0, "gemm: a bias and beta = {} exclude each other", g.beta);
+    const ProfileZone zone("gemm", 2.0 * static_cast<double>(g.m * g.n) * static_cast<double>(g.k * g.batch));
+    const cublasLtHandle_t handle = handle_for(stream.device.index);
+
+    Operation operation;
+    check(cublasLtMatmulDescCreate(&operation.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+    const auto set = [&](cublasLtMatmulDescAttributes_t what, auto value) {
+        check(cublasLtMatmulDescSetAttribute(operation.handle, what, &value, sizeof value), "operation");
+    };
+    const auto flag = [](Op op) { return op == Op::Transpose ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, flag(g.op_b));
+    set(CUBLASLT_MATMUL_DESC_TRANSB, flag(g.op_a));
+    if (g.bias) {
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+        set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
+        set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(g.c_dtype));
+    }
+    const bool ta = g.op_a == Op::Transpose, tb = g.op_b == Op::Transpose;
+    MatrixLayout a, b, c;
+    set_layout(a, g.dtype, ta ? g.k : g.m, ta ? g.m : g.k, g.lda, g.batch, g.stride_a);
+    set_layout(b, g.dtype, tb ? g.n : g.k, tb ? g.k : g.n, g.ldb, g.batch, g.stride_b);
+    set_layout(c, g.c_dtype, g.m, g.n, g.ldc, g.batch, g.stride_c);
+
+    static std::mutex mutex;
+    static auto* algos = new std::map<AlgoKey, cublasLtMatmulAlgo_t>;
+    cublasLtMatmulAlgo_t algo;
+    {
+        std::lock_guard lock(mutex);
+        const AlgoKey key = key_of(g, stream.device.index);
+        auto found = algos->find(key);
+        if (found == algos->end()) found = algos->emplace(key, choose(handle, g, operation, a, b, c)).first;
+        algo = found->second;
+    }
+    const DeviceScratch<std::byte> workspace(kWorkspaceBytes, stream);
+    check(cublasLtMatmul(handle, operation.handle, &g.alpha, g.b, b.handle, g.a, a.handle, &g.beta, g.c, c.handle, g.c,
+                         c.handle, &algo, workspace.data(), static_cast<size_t>(kWorkspaceBytes), cuda::handle_of(stream)),
+          "cublasLtMatmul");
+}
+
+}  // namespace lc::kernels
