@@ -29,9 +29,12 @@ class Error : public std::runtime_error {
     ErrorKind kind_;
 };
 
+// Out of line and cold: a check costs its caller a compare and a call.
+[[noreturn, gnu::cold]] void vfail(ErrorKind kind, fmt::string_view format, fmt::format_args args);
+
 template <class... Args>
-[[noreturn]] void fail(ErrorKind kind, fmt::format_string<Args...> format, Args&&... args) {
-    throw Error(kind, fmt::format(format, std::forward<Args>(args)...));
+[[noreturn, gnu::cold]] void fail(ErrorKind kind, fmt::format_string<Args...> format, Args&&... args) {
+    vfail(kind, format, fmt::make_format_args(args...));
 }
 
 }  // namespace lc

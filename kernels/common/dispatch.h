@@ -54,8 +54,8 @@ inline void require_alike(std::string_view op, std::initializer_list<TensorView>
 inline void require_wide(std::string_view op, const TensorView& x, std::initializer_list<TensorView> views) {
     for (const TensorView& view : views) {
         if (!view) continue;
-        LC_CHECK(view.dtype == x.dtype || view.dtype == statistics_dtype(x.dtype), "{}: beside {} must be {} or {}, got {}",
-                 op, name_of(x.dtype), name_of(x.dtype), name_of(statistics_dtype(x.dtype)), name_of(view.dtype));
+        LC_CHECK(view.dtype == x.dtype || view.dtype == statistics_dtype(x.dtype), "{}: dtypes differ, {} and {}", op,
+                 name_of(x.dtype), name_of(view.dtype));
         LC_CHECK(view.device == x.device, "{}: devices differ, {} and {}", op, x.device.str(), view.device.str());
     }
 }

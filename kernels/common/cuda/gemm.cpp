@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
 
 void check(cublasStatus_t status, const char* what) {
-    LC_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: {} in {}", cublasGetStatusString(status), what);
+    LC_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt: {} in {}", cublasLtGetStatusString(status), what);
 }
 
 cudaDataType_t cuda_type(DType dtype) {

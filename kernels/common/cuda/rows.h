@@ -8,9 +8,20 @@
 
 namespace lc::kernels {
 
+// A dense row-major array of a view's shape, in workspace.
+struct DenseCopy {
+    DeviceScratch<std::byte> memory;
+    TensorView view;
+
+    DenseCopy() = default;
+    DenseCopy(const TensorView& like, DType dtype)
+        : memory(like.numel() * size_of(dtype), current_stream(like.device)),
+          view{memory.data(), Layout::contiguous(like.shape()), dtype, like.device} {}
+};
+
 // A matrix to read. `data` has dtype `dtype`.
 struct DeviceRows {
-    Tensor copy;  // holds the memory when the view could not be used in place
+    DenseCopy copy;  // holds the memory when the view could not be used in place
     const void* data = nullptr;
     int64_t rows = 0, columns = 0, stride = 0;
     DType dtype = DType::f32;
@@ -20,9 +31,9 @@ struct DeviceRows {
         TensorView source = view;
         std::optional<Layout> layout = view.dtype == wanted ? row_layout(view) : std::nullopt;
         if (!layout) {
-            copy = Tensor::empty(view.shape(), wanted, view.device);
-            copy_strided(view, copy.view());
-            source = copy.view();
+            copy = DenseCopy(view, wanted);
+            copy_strided(view, copy.view);
+            source = copy.view;
             layout = row_layout(source);
         }
         data = source.base + layout->offset * size_of(wanted);
@@ -37,7 +48,7 @@ struct DeviceRows {
 // A matrix to write: in place, or in a dense copy that finish() carries over.
 struct DeviceOutRows {
     TensorView target;
-    Tensor copy;
+    DenseCopy copy;
     void* data = nullptr;
     int64_t rows = 0, columns = 0, stride = 0;
     DType dtype = DType::f32;
@@ -47,15 +58,15 @@ struct DeviceOutRows {
         if (!view) return;
         std::optional<Layout> layout = row_layout(view);
         if (!layout) {
-            copy = Tensor::empty(view.shape(), view.dtype, view.device);
-            layout = row_layout(copy.view());
+            copy = DenseCopy(view, view.dtype);
+            layout = row_layout(copy.view);
         }
-        data = (copy ? copy.view().base : view.base) + layout->offset * size_of(dtype);
+        data = (copy.view ? copy.view.base : view.base) + layout->offset * size_of(dtype);
         rows = layout->shape[0], columns = layout->shape[1], stride = layout->strides[0];
     }
     explicit DeviceOutRows(const GradSlot& slot) : DeviceOutRows(slot.view) {
         beta = slot.beta();
-        if (copy && slot.accumulate()) copy_strided(target, copy.view());
+        if (copy.view && slot.accumulate()) copy_strided(target, copy.view);
     }
     explicit operator bool() const { return data != nullptr; }
     template <class T>
@@ -63,7 +74,7 @@ struct DeviceOutRows {
         return static_cast<T*>(data);
     }
     void finish() const {
-        if (copy) copy_strided(copy.view(), target);
+        if (copy.view) copy_strided(copy.view, target);
     }
 };
 
