@@ -28,7 +28,7 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
     const int64_t batch = q.size(0), heads = q.size(1), t = q.size(2), d = q.size(3);
     Tensor y = Tensor::empty({batch, t, heads, d}, q.dtype(), q.device()).permuted({0, 2, 1, 3});
     const bool taped = should_record({&q, &k, &v});
-    const Tensor lse = taped ? Tensor::empty({batch, heads, t}, q.dtype(), q.device()) : Tensor();
+    const Tensor lse = taped ? Tensor::empty({batch, heads, t}, statistics_dtype(q.dtype()), q.device()) : Tensor();
     kernels::softmax_attention_forward({.q = q.view(), .k = k.view(), .v = v.view(), .y = y.view(), .lse = lse.view()},
                                        current_stream(q.device()));
     if (taped) {

@@ -18,10 +18,10 @@ void check(const SoftmaxAttentionForward& a) {
     LC_CHECK(a.y.shape() == a.q.shape(), "softmax_attention: y must be {}, got {}", a.q.shape(), a.y.shape());
     const Shape rows{a.q.size(0), a.q.size(1), a.q.size(2)};
     LC_CHECK(!a.lse || a.lse.shape() == rows, "softmax_attention: lse must be {}, got {}", rows, a.lse.shape());
-    for (const TensorView* view : {&a.k, &a.v, &a.y})
-        LC_CHECK(view->dtype == a.q.dtype, "softmax_attention: q is {}, another tensor {}", name_of(a.q.dtype),
-                 name_of(view->dtype));
-    require_cpu(a.q, "softmax_attention");
+    LC_CHECK(a.q.device.is_cpu() || a.q.size(3) <= 512, "softmax_attention: CUDA takes heads of at most 512, got {}",
+             a.q.size(3));
+    require_alike("softmax_attention", {a.q, a.k, a.v, a.y});
+    require_wide("softmax_attention", a.q, {a.lse});
 }
 
 bool fast_applies(const SoftmaxAttentionForward& a) {
@@ -43,21 +43,27 @@ double input_bytes(const SoftmaxAttentionForward& a) {
 
 }  // namespace
 
-void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream) {
+void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream stream) {
     check(args);
     const ProfileZone zone("softmax_attention_forward", forward_flops(args), input_bytes(args));
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("softmax_attention", args.q)) return softmax_attention_forward_cuda(args, stream);
     if (fast_applies(args)) return softmax_attention_forward_cpu(args);
     dispatch_compute(args.q.dtype, "softmax_attention",
                      [&](auto type) { softmax_attention_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream) {
+void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream stream) {
     check(args.forward);
     LC_CHECK(args.forward.lse && args.dy.shape() == args.forward.q.shape(),
              "softmax_attention: the backward needs lse and dy of shape {}, got dy {}", args.forward.q.shape(),
              args.dy.shape());
+    require_alike("softmax_attention", {args.forward.q, args.dy});
+    require_wide("softmax_attention", args.dy, {args.dq.view, args.dk.view, args.dv.view});
     const ProfileZone zone("softmax_attention_backward", 2.5 * forward_flops(args.forward),
                            2 * input_bytes(args.forward));
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("softmax_attention", args.dy)) return softmax_attention_backward_cuda(args, stream);
     if (fast_applies(args.forward)) return softmax_attention_backward_cpu(args);
     dispatch_compute(args.dy.dtype, "softmax_attention",
                      [&](auto type) { softmax_attention_backward_naive<typename decltype(type)::type>(args); });

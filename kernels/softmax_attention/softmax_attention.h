@@ -10,6 +10,8 @@
 // Query head h reads KV head h / (H/H_kv); dk and dv of a KV head are sums over its query heads. SOURCE: online
 // softmax, arXiv 1805.02867; the blocked form with a backward from lse, FlashAttention, arXiv 2205.14135 and
 // 2307.08691.
+//
+// On the GPU D is at most 512; beside bf16 tensors lse is f32, and gradients of leaves may be.
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
@@ -24,6 +26,7 @@ struct SoftmaxAttentionForward {
     TensorView lse;   // [B,H,T]         out, or empty when no backward will follow
 };
 void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream stream);
+void softmax_attention_forward_cuda(const SoftmaxAttentionForward& args, Stream stream);
 
 struct SoftmaxAttentionBackward {
     SoftmaxAttentionForward forward;  // y and lse hold the forward's results
@@ -31,5 +34,6 @@ struct SoftmaxAttentionBackward {
     GradSlot dq, dk, dv;              // out: shapes of q, k, v
 };
 void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream stream);
+void softmax_attention_backward_cuda(const SoftmaxAttentionBackward& args, Stream stream);
 
 }  // namespace lc::kernels

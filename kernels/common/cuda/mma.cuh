@@ -35,7 +35,9 @@ __device__ __forceinline__ void copy_async(void* to_shared, const void* from_glo
                  : "memory");
 }
 // Ends a group of copies of this thread.
-__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Waits until at most the last `Pending` groups of this thread are under way. Other threads' copies are visible after the
 // __syncthreads() that must follow.
 template <int Pending>
@@ -66,13 +68,14 @@ struct SharedTile {
 // Queues the copy of rows [first, first + Rows) of a matrix with `rows` rows, `stride` elements apart, into a tile. Rows outside
 // become zeros. All `Threads` threads of the block call; row starts must be multiples of 16 bytes.
 template <int Rows, int Threads, int Columns>
-__device__ __forceinline__ void copy_tile_async(const SharedTile<Columns>& tile, const __nv_bfloat16* matrix, int64_t stride,
-                                                int64_t first, int64_t rows) {
+__device__ __forceinline__ void copy_tile_async(const SharedTile<Columns>& tile, const __nv_bfloat16* matrix,
+                                                int64_t stride, int64_t first, int64_t rows) {
     constexpr int kChunks = SharedTile<Columns>::kChunks;
     static_assert(Rows * kChunks % Threads == 0, "every thread copies the same number of chunks");
 #pragma unroll
     for (int i = 0; i < Rows * kChunks / Threads; ++i) {
-        const int chunk = i * Threads + static_cast<int>(threadIdx.x), row = chunk / kChunks, column = chunk % kChunks * 8;
+        const int chunk = i * Threads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
+                  column = chunk % kChunks * 8;
         const bool valid = first + row < rows;
         copy_async(tile.chunk(row, column), matrix + (valid ? (first + row) * stride + column : 0), valid);
     }
