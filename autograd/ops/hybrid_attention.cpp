@@ -65,8 +65,8 @@ AttentionResult hybrid_attention(const Tensor& q, const Tensor& k, const Tensor&
     AttentionResult result{.y = empty_rows(q)};
     if (want_state) {
         const int64_t features = kernels::feature_size(spec.activation, maps.wq.size(2));
-        result.state.s = Tensor::empty({q.size(0), maps.wk.size(0), features, q.size(3)}, q.dtype(), q.device());
-        result.state.z = Tensor::empty({q.size(0), maps.wk.size(0), features}, q.dtype(), q.device());
+        result.state.s = Tensor::empty({q.size(0), maps.wk.size(0), features, q.size(3)}, statistics_dtype(q.dtype()), q.device());
+        result.state.z = Tensor::empty({q.size(0), maps.wk.size(0), features}, statistics_dtype(q.dtype()), q.device());
     }
     kernels::hybrid_attention_forward({.q = q.view(),
                                        .k = k.view(),

@@ -52,8 +52,8 @@ AttentionResult empty_result(const Tensor& q, const FeatureMaps& maps, const ker
     result.y = Tensor::empty({batch, length, heads, d}, q.dtype(), q.device()).permuted({0, 2, 1, 3});
     if (want_state) {
         const int64_t states = maps.wk.size(0), features = kernels::feature_size(spec.activation, maps.wq.size(2));
-        result.state.s = Tensor::empty({batch, states, features, d}, q.dtype(), q.device());
-        result.state.z = Tensor::empty({batch, states, features}, q.dtype(), q.device());
+        result.state.s = Tensor::empty({batch, states, features, d}, statistics_dtype(q.dtype()), q.device());
+        result.state.z = Tensor::empty({batch, states, features}, statistics_dtype(q.dtype()), q.device());
     }
     return result;
 }

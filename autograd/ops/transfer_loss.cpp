@@ -27,13 +27,13 @@ Tensor transfer_loss(const Tensor& q, const Tensor& k, const Tensor& v, const Te
     for (const auto& [name, constant] : {std::pair{"q", &q}, {"k", &k}, {"v", &v}, {"target", &target}})
         LC_CHECK(!should_record({constant}), "transfer_loss: {} is a constant here and cannot collect a gradient",
                  name);
-    Tensor loss = Tensor::empty({}, q.dtype(), q.device());
+    Tensor loss = Tensor::empty({}, statistics_dtype(q.dtype()), q.device());
     const Tensor* parameters[] = {&maps.wq, &maps.bq, &maps.wk, &maps.bk, &mix_logit};
     Tensor gradients[5];
     GradSlot slots[5];
     for (int i = 0; i < 5; ++i) {
         if (!parameters[i]->defined() || !should_record({parameters[i]})) continue;
-        gradients[i] = Tensor::empty(parameters[i]->shape(), parameters[i]->dtype(), parameters[i]->device());
+        gradients[i] = Tensor::empty(parameters[i]->shape(), statistics_dtype(parameters[i]->dtype()), parameters[i]->device());
         slots[i] = {gradients[i].view(), GradWrite::Overwrite};
     }
     kernels::transfer_loss({.q = q.view(),

@@ -15,11 +15,12 @@ namespace lc::kernels {
 
 // What all entries of a row need: extremes and, for softmax maps, reciprocal sums.
 struct FeatureMapRowShape {
-    float high = 0, low = 0;    // max u, min u
+    float high = 0, low = 0;         // max u, min u
     float scale_p = 1, scale_n = 1;  // phi = scale * exp(...)
 };
 
-__device__ __forceinline__ FeatureMapRowShape feature_map_row_shape(FeatureActivation activation, const float* u, int f) {
+__device__ __forceinline__ FeatureMapRowShape feature_map_row_shape(FeatureActivation activation, const float* u,
+                                                                    int f) {
     FeatureMapRowShape shape;
     if (!is_shift_invariant(activation)) return shape;
     const int lane = threadIdx.x % kWarp;
@@ -34,10 +35,13 @@ __device__ __forceinline__ FeatureMapRowShape feature_map_row_shape(FeatureActiv
     return shape;
 }
 
-__device__ __forceinline__ float feature_map_clamp(float value) { return fmaxf(value, static_cast<float>(kFeatureEpsilon)); }
+__device__ __forceinline__ float feature_map_clamp(float value) {
+    return fmaxf(value, static_cast<float>(kFeatureEpsilon));
+}
 
 // phi_i for i < F: the whole map, or its positive half.
-__device__ __forceinline__ float feature_map_positive(FeatureActivation activation, const FeatureMapRowShape& shape, float u) {
+__device__ __forceinline__ float feature_map_positive(FeatureActivation activation, const FeatureMapRowShape& shape,
+                                                      float u) {
     if (activation == FeatureActivation::relu) return feature_map_clamp(u);
     if (activation == FeatureActivation::pos_elu) return feature_map_clamp(u > 0 ? 1 + u : expf(u));
     return feature_map_clamp(shape.scale_p * expf(u - shape.high));
@@ -58,13 +62,15 @@ __device__ __forceinline__ void feature_map_row_warp(FeatureActivation activatio
 }
 
 template <class Grad, class Put>
-__device__ __forceinline__ void feature_map_row_backward_warp(FeatureActivation activation, const float* u, int f, Grad&& grad,
-                                                              Put&& put) {
+__device__ __forceinline__ void feature_map_row_backward_warp(FeatureActivation activation, const float* u, int f,
+                                                              Grad&& grad, Put&& put) {
     const FeatureMapRowShape shape = feature_map_row_shape(activation, u, f);
     const bool two_sided = is_two_sided(activation);
     const int lane = threadIdx.x % kWarp;
     constexpr float kEpsilon = static_cast<float>(kFeatureEpsilon);
-    const auto live = [&](float phi, int i) { return phi > kEpsilon ? grad(i) : 0.0f; };  // clamped entries get no gradient
+    const auto live = [&](float phi, int i) {
+        return phi > kEpsilon ? grad(i) : 0.0f;
+    };  // clamped entries get no gradient
     if (!is_shift_invariant(activation)) {
         for (int i = lane; i < f; i += kWarp) {
             const float phi = feature_map_positive(activation, shape, u[i]), g = live(phi, i);

@@ -69,22 +69,33 @@ void check_hybrid_attention(const HybridAttentionForward& a, std::string_view op
     LC_CHECK(a.first_key == 0 || a.s_in || a.spec.window_only,
              "{}: the keys begin at position {}, so the state over the positions before must be given", op,
              a.first_key);
-    require_cpu(a.q, op);
+    require_alike(op, {a.q, a.k, a.v, a.y});
+    require_wide(op, a.q, {a.wq, a.bq, a.wk, a.bk, a.mix_logit, a.s_in, a.z_in, a.s_out, a.z_out});
 }
 
-void hybrid_attention_forward(const HybridAttentionForward& args, Stream) {
+void hybrid_attention_forward(const HybridAttentionForward& args, Stream stream) {
     check_hybrid_attention(args, "hybrid_attention");
     const ProfileZone zone("hybrid_attention");
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("hybrid_attention", args.q)) return hybrid_attention_forward_cuda(args, stream);
+    require_cpu(args.q, "hybrid_attention");
     if (use_blocks(args)) return hybrid_attention_forward_blocks(args);
     dispatch_compute(args.q.dtype, "hybrid_attention",
                      [&](auto type) { hybrid_attention_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void hybrid_attention_backward(const HybridAttentionBackward& args, Stream) {
+void hybrid_attention_backward(const HybridAttentionBackward& args, Stream stream) {
     check_hybrid_attention(args.forward, "hybrid_attention");
     LC_CHECK(args.dy.shape() == args.forward.q.shape(), "hybrid_attention: dy must be {}, got {}",
              args.forward.q.shape(), args.dy.shape());
+    require_alike("hybrid_attention", {args.forward.q, args.dy});
+    require_wide("hybrid_attention", args.forward.q,
+                 {args.ds_out, args.dz_out, args.dq.view, args.dk.view, args.dv.view, args.dwq.view, args.dbq.view,
+                  args.dwk.view, args.dbk.view, args.dmix_logit.view, args.ds_in.view, args.dz_in.view});
     const ProfileZone zone("hybrid_attention backward");
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("hybrid_attention", args.forward.q)) return hybrid_attention_backward_cuda(args, stream);
+    require_cpu(args.forward.q, "hybrid_attention");
     if (use_blocks(args.forward)) return hybrid_attention_backward_blocks(args);
     dispatch_compute(args.forward.q.dtype, "hybrid_attention",
                      [&](auto type) { hybrid_attention_backward_naive<typename decltype(type)::type>(args); });

@@ -26,6 +26,8 @@
 //   da_h = (1-gamma) sum_i D_i, or sum_i D_i when affine
 //   dphi_q, dphi_k go on through the feature maps (kernels/feature_map/feature_map.h).
 //
+// On the GPU q, k, v, y may be bf16; states and their gradients are then f32, maps and mix_logit bf16 or f32.
+//
 // SOURCE: Zhang et al., arXiv 2410.10254, Eq. 6-7; the gradient through m_i and the identity for D_i are derived here.
 #pragma once
 #include <string_view>
@@ -48,6 +50,7 @@ struct HybridAttentionForward {
     LinearizedSpec spec;
 };
 void hybrid_attention_forward(const HybridAttentionForward& args, Stream stream);
+void hybrid_attention_forward_cuda(const HybridAttentionForward& args, Stream stream);
 
 struct HybridAttentionBackward {
     HybridAttentionForward forward;  // y holds the forward's result; s_out and z_out are not used
@@ -56,6 +59,7 @@ struct HybridAttentionBackward {
     GradSlot dq, dk, dv, dwq, dbq, dwk, dbk, dmix_logit, ds_in, dz_in;  // out: shapes of the inputs
 };
 void hybrid_attention_backward(const HybridAttentionBackward& args, Stream stream);
+void hybrid_attention_backward_cuda(const HybridAttentionBackward& args, Stream stream);
 
 // Throws unless shapes and positions fit together; y is looked at only if it is there. `op` begins the message.
 void check_hybrid_attention(const HybridAttentionForward& args, std::string_view op);

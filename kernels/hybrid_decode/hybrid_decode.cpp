@@ -40,7 +40,8 @@ void check(const HybridDecode& a) {
         LC_CHECK(a.mix_logit && a.mix_logit.shape() == Shape{heads}, "hybrid_decode: mix_logit must be [{}], got {}",
                  heads, a.mix_logit.shape());
     }
-    require_cpu(a.q, "hybrid_decode");
+    require_alike("hybrid_decode", {a.q, a.k, a.v, a.ring_k, a.ring_v, a.y});
+    require_wide("hybrid_decode", a.q, {a.wq, a.bq, a.wk, a.bk, a.mix_logit, a.s, a.z});
 }
 
 // The fast form reads rows where they lie.
@@ -55,9 +56,12 @@ bool fast_form_covers(const HybridDecode& a) {
 
 }  // namespace
 
-void hybrid_decode(const HybridDecode& args, Stream) {
+void hybrid_decode(const HybridDecode& args, Stream stream) {
     check(args);
     const ProfileZone zone("hybrid_decode");
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("hybrid_decode", args.q)) return hybrid_decode_cuda(args, stream);
+    require_cpu(args.q, "hybrid_decode");
     if (use_fast_cpu(args.q.dtype)) {
         if (fast_form_covers(args)) return hybrid_decode_fast(args);
         profile_count("fallback hybrid_decode");

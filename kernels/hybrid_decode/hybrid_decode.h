@@ -24,6 +24,7 @@ struct HybridDecode {
     LinearizedSpec spec;
 };
 void hybrid_decode(const HybridDecode& args, Stream stream);
+void hybrid_decode_cuda(const HybridDecode& args, Stream stream);
 
 // The f32 form behind it, for contiguous rows and without checks.
 void hybrid_decode_fast(const HybridDecode& args);

@@ -45,7 +45,8 @@ void check(const LinearAttentionForward& a) {
         kv_heads, a.q.size(3), a.wq.shape(), a.wk.shape());
     check_state(a.s_in, a.z_in, "state in", a);
     check_state(a.s_out, a.z_out, "state out", a);
-    require_cpu(a.q, "linear_attention");
+    require_alike("linear_attention", {a.q, a.k, a.v, a.y});
+    require_wide("linear_attention", a.q, {a.wq, a.bq, a.wk, a.bk, a.s_in, a.z_in, a.s_out, a.z_out});
 }
 
 bool fast_applies(const LinearAttentionForward& a) {
@@ -70,20 +71,30 @@ double input_bytes(const LinearAttentionForward& a) {
 
 }  // namespace
 
-void linear_attention_forward(const LinearAttentionForward& args, Stream) {
+void linear_attention_forward(const LinearAttentionForward& args, Stream stream) {
     check(args);
     const ProfileZone zone("linear_attention_forward", forward_flops(args), input_bytes(args));
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("linear_attention", args.q)) return linear_attention_forward_cuda(args, stream);
+    require_cpu(args.q, "linear_attention");
     if (fast_applies(args)) return linear_attention_forward_chunked<float>(args);
     dispatch_compute(args.q.dtype, "linear_attention",
                      [&](auto type) { linear_attention_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void linear_attention_backward(const LinearAttentionBackward& args, Stream) {
+void linear_attention_backward(const LinearAttentionBackward& args, Stream stream) {
     check(args.forward);
     LC_CHECK(args.dy.shape() == args.forward.q.shape(), "linear_attention: dy must be {}, got {}",
              args.forward.q.shape(), args.dy.shape());
+    require_alike("linear_attention", {args.forward.q, args.dy});
+    require_wide("linear_attention", args.forward.q,
+                 {args.ds_out, args.dz_out, args.dq.view, args.dk.view, args.dv.view, args.dwq.view, args.dbq.view,
+                  args.dwk.view, args.dbk.view, args.ds_in.view, args.dz_in.view});
     const ProfileZone zone("linear_attention_backward", 2.5 * forward_flops(args.forward),
                            2 * input_bytes(args.forward));
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("linear_attention", args.forward.q)) return linear_attention_backward_cuda(args, stream);
+    require_cpu(args.forward.q, "linear_attention");
     if (fast_applies(args.forward)) return linear_attention_backward_chunked<float>(args);
     dispatch_compute(args.forward.q.dtype, "linear_attention",
                      [&](auto type) { linear_attention_backward_naive<typename decltype(type)::type>(args); });

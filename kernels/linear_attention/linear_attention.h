@@ -17,6 +17,8 @@
 //   dphi_k,j = T_j v_j + t_j           dv_j = T_j^T phi_k,j               dS0 = T_0, dz0 = t_0
 //   T, t run over all query heads of a state; dk, dv over all states of a KV head; then back through the maps.
 //
+// On the GPU q, k, v, y may be bf16; states and their gradients are then f32, maps bf16 or f32.
+//
 // SOURCE: arXiv 2006.16236 (linear attention), 2402.04347 (feature maps), 2312.06635 (chunked form).
 #pragma once
 #include "core/device.h"
@@ -37,6 +39,7 @@ struct LinearAttentionForward {
     bool skip = false;
 };
 void linear_attention_forward(const LinearAttentionForward& args, Stream stream);
+void linear_attention_forward_cuda(const LinearAttentionForward& args, Stream stream);
 
 struct LinearAttentionBackward {
     LinearAttentionForward forward;  // y holds the forward's result; s_out and z_out are not used
@@ -45,5 +48,6 @@ struct LinearAttentionBackward {
     GradSlot dq, dk, dv, dwq, dbq, dwk, dbk, ds_in, dz_in;  // out: shapes of the inputs
 };
 void linear_attention_backward(const LinearAttentionBackward& args, Stream stream);
+void linear_attention_backward_cuda(const LinearAttentionBackward& args, Stream stream);
 
 }  // namespace lc::kernels

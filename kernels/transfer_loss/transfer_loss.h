@@ -13,10 +13,12 @@
 //   No dq, dk, dv; y and dy exist for one block of rows at a time.
 // COST a row and query head: about 2 D (2 F + 1.5 w + 2 F) + 8 F' D FLOPs (terraced), 4 * 4 D bytes.
 // NUMERICS: the loss is summed in f64, one sum a (batch, head), added in order; gradients as in hybrid_attention.
+// On the GPU q, k, v, target may be bf16; the loss is then f32, maps, logit and gradients bf16 or f32.
 // SOURCE: Zhang et al., arXiv 2410.10254, section 3.1; the fusion is derived here.
 #pragma once
 #include "core/device.h"
 #include "kernels/common/attention_spec.h"
+#include "kernels/hybrid_attention/hybrid_attention.h"
 #include "kernels/hybrid_attention/hybrid_attention_sums.h"
 
 namespace lc::kernels {
@@ -34,6 +36,8 @@ struct TransferLoss {
     LinearizedSpec spec;
 };
 void transfer_loss(const TransferLoss& args, Stream stream);
+// `attention`: the attention's share of args.
+void transfer_loss_cuda(const TransferLoss& args, const HybridAttentionForward& attention, Stream stream);
 
 // The chain rule behind it: out = dloss * gradient.
 struct TransferLossBackward {
@@ -42,6 +46,7 @@ struct TransferLossBackward {
     GradSlot out;         // its shape
 };
 void transfer_loss_backward(const TransferLossBackward& args, Stream stream);
+void transfer_loss_backward_cuda(const TransferLossBackward& args, Stream stream);
 
 // The block form in whatever precision the arguments have, without checks. Declared for tests.
 void transfer_loss_blocks(const TransferLoss& args);

@@ -35,9 +35,9 @@ OpCase make(std::string variant, const Options& o) {
              .inputs = {{"q", {o.batch, o.heads, o.length, o.d}, Fill::Normal, 0.5},
                         {"k", {o.batch, o.kv_heads, keys, o.d}, Fill::Normal, 0.5},
                         {"v", {o.batch, o.kv_heads, keys, o.d}},
-                        {"wq", {o.heads, o.d, o.f}, Fill::Normal, 0.3},
-                        {"wk", {k_maps, o.d, o.f}, Fill::Normal, 0.3},
-                        {"mix_logit", {o.heads}}},
+                        {.name = "wq", .shape = {o.heads, o.d, o.f}, .scale = 0.3, .wide = true},
+                        {.name = "wk", .shape = {k_maps, o.d, o.f}, .scale = 0.3, .wide = true},
+                        {.name = "mix_logit", .shape = {o.heads}, .wide = true}},
              .run = {}};
     c.tolerance_factor = 8;
     c.tolerance_reason =
@@ -46,12 +46,12 @@ OpCase make(std::string variant, const Options& o) {
         "as much; gradients of the logit are sums of terms of both signs. The oracle's own error is one draw of the "
         "same";
     if (o.bias) {
-        c.inputs.push_back({"bq", {o.heads, o.bias}});
-        c.inputs.push_back({"bk", {k_maps, o.bias}});
+        c.inputs.push_back({.name = "bq", .shape = {o.heads, o.bias}, .wide = true});
+        c.inputs.push_back({.name = "bk", .shape = {k_maps, o.bias}, .wide = true});
     }
     if (o.seen) {
-        c.inputs.push_back({"s", {o.batch, k_maps, features, o.d}});
-        c.inputs.push_back({"z", {o.batch, k_maps, features}, Fill::Positive});
+        c.inputs.push_back({.name = "s", .shape = {o.batch, k_maps, features, o.d}, .wide = true});
+        c.inputs.push_back({.name = "z", .shape = {o.batch, k_maps, features}, .fill = Fill::Positive, .wide = true});
     }
     c.run = [o, first_key](const Tensors& in) -> Tensors {
         size_t next = 6;
@@ -92,6 +92,9 @@ void add_heads_and_sizes() {
         add(make(fmt::format("{}_d8", name), {.length = 27, .spec = window(4), .d = 8, .f = 8}));
         add(make(fmt::format("{}_d16", name), {.length = 27, .spec = window(4), .d = 16, .f = 16, .heads = 1}));
         add(make(fmt::format("{}_d64", name), {.length = 11, .spec = window(4), .d = 64, .f = 64, .heads = 1}));
+        add(make(fmt::format("{}_d128_f64_w64", name),
+                 {.length = 133, .spec = window(64), .d = 128, .f = 64, .heads = 1}));
+        add(make(fmt::format("{}_w4_T300", name), {.length = 300, .spec = window(4), .heads = 1}));
         add(make(fmt::format("{}_d1_f1", name), {.length = 11, .spec = window(4), .d = 1, .f = 1}));
     }
 }

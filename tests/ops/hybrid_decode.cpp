@@ -26,23 +26,23 @@ OpCase make(std::string variant, const Options& o) {
              .inputs = {{"q", {o.batch, o.heads, 1, o.d}, Fill::Normal, 0.5},
                         {"k", {o.batch, o.kv_heads, 1, o.d}, Fill::Normal, 0.5},
                         {"v", {o.batch, o.kv_heads, 1, o.d}},
-                        {"wq", {o.heads, o.d, o.f}, Fill::Normal, 0.3},
-                        {"wk", {maps, o.d, o.f}, Fill::Normal, 0.3},
-                        {"s", {o.batch, maps, features, o.d}},
-                        {"z", {o.batch, maps, features}, Fill::Positive}},
+                        {.name = "wq", .shape = {o.heads, o.d, o.f}, .scale = 0.3, .wide = true},
+                        {.name = "wk", .shape = {maps, o.d, o.f}, .scale = 0.3, .wide = true},
+                        {.name = "s", .shape = {o.batch, maps, features, o.d}, .wide = true},
+                        {.name = "z", .shape = {o.batch, maps, features}, .fill = Fill::Positive, .wide = true}},
              .run = {},
              .differentiable = false};
     if (o.spec.window != WindowKind::none) {
-        c.inputs.push_back({"mix_logit", {o.heads}});
+        c.inputs.push_back({.name = "mix_logit", .shape = {o.heads}, .wide = true});
         c.inputs.push_back({"ring_k", {o.batch, o.kv_heads, slots, o.d}, Fill::Normal, 0.5});
         c.inputs.push_back({"ring_v", {o.batch, o.kv_heads, slots, o.d}});
     }
     if (o.bias) {
-        c.inputs.push_back({"bq", {o.heads, o.bias}});
-        c.inputs.push_back({"bk", {maps, o.bias}});
+        c.inputs.push_back({.name = "bq", .shape = {o.heads, o.bias}, .wide = true});
+        c.inputs.push_back({.name = "bk", .shape = {maps, o.bias}, .wide = true});
     }
     c.run = [o](const Tensors& in) -> Tensors {
-        Tensor s = in[5].clone(), z = in[6].clone(), y = Tensor::empty(in[0].shape(), in[0].dtype()), ring_k, ring_v,
+        Tensor s = in[5].clone(), z = in[6].clone(), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k, ring_v,
                mix_logit;
         if (o.spec.window != WindowKind::none) mix_logit = in[7], ring_k = in[8].clone(), ring_v = in[9].clone();
         kernels::hybrid_decode({.q = in[0].view(),
@@ -79,6 +79,8 @@ LC_OP_CASES(hybrid_decode) {
         for (const int64_t position : {0, 3, 4, 7, 8, 9, 12, 41})
             add(make(fmt::format("{}_w4_at_{}", name, position), {.position = position, .spec = spec_of(kind, 4)}));
         add(make(fmt::format("{}_w16_d64", name), {.position = 80, .spec = spec_of(kind, 16), .d = 64, .f = 64}));
+        add(make(fmt::format("{}_w64_d128_f64", name),
+                 {.position = 192, .spec = spec_of(kind, 64), .d = 128, .f = 64, .heads = 2, .kv_heads = 1, .batch = 1}));
         Options o{.position = 20, .spec = spec_of(kind, 4), .d = 5, .f = 5, .maps_per_kv_head = true, .bias = 5};
         o.spec.activation = FeatureActivation::pos_elu, o.spec.affine = true, o.spec.skip = true;
         add(make(fmt::format("{}_kv_maps_bias_skip_affine", name), o));

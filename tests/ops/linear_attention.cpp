@@ -23,16 +23,16 @@ OpCase make(std::string variant, Options o) {
              .inputs = {{"q", {o.batch, o.heads, o.t, o.d}},
                         {"k", {o.batch, o.kv_heads, o.t, o.d}},
                         {"v", {o.batch, o.kv_heads, o.t, o.d}},
-                        {"wq", {o.heads, o.d, o.f}, Fill::Normal, map_scale},
-                        {"wk", {o.states, o.d, o.f}, Fill::Normal, map_scale}},
+                        {.name = "wq", .shape = {o.heads, o.d, o.f}, .scale = map_scale, .wide = true},
+                        {.name = "wk", .shape = {o.states, o.d, o.f}, .scale = map_scale, .wide = true}},
              .run = {}};
     if (o.bias) {
-        c.inputs.push_back({"bq", {o.heads, o.bias}});
-        c.inputs.push_back({"bk", {o.states, o.bias}});
+        c.inputs.push_back({.name = "bq", .shape = {o.heads, o.bias}, .wide = true});
+        c.inputs.push_back({.name = "bk", .shape = {o.states, o.bias}, .wide = true});
     }
     if (o.state_in) {
-        c.inputs.push_back({"s", {o.batch, o.states, features, o.d}});
-        c.inputs.push_back({"z", {o.batch, o.states, features}, Fill::Positive});
+        c.inputs.push_back({.name = "s", .shape = {o.batch, o.states, features, o.d}, .wide = true});
+        c.inputs.push_back({.name = "z", .shape = {o.batch, o.states, features}, .fill = Fill::Positive, .wide = true});
     }
     c.run = [o](const Tensors& in) -> Tensors {
         FeatureMaps maps{.wq = in[3], .bq = {}, .wk = in[4], .bk = {}};
@@ -68,6 +68,7 @@ LC_OP_CASES(linear_attention) {
     add(make("t1", {.t = 1, .state_in = true}));
     for (const int64_t d : {4, 16}) add(make(fmt::format("d{}", d), {.batch = 1, .t = 67, .d = d, .f = d}));
     add(make("d64", {.batch = 1, .heads = 1, .kv_heads = 1, .states = 1, .t = 66, .d = 64, .f = 32}));
+    add(make("d128_f64", {.batch = 1, .heads = 1, .kv_heads = 1, .states = 1, .t = 133, .d = 128, .f = 64}));
     for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {4, 2}, {4, 1}}) {
         const Options o{.heads = heads, .kv_heads = kv_heads, .states = heads, .t = 70};
         add(make(fmt::format("h{}_kv{}_map_a_query_head", heads, kv_heads), o));

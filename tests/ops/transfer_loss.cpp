@@ -27,15 +27,15 @@ OpCase make(std::string variant, const Options& o) {
                         {"k", keys, Fill::Normal, 0.5},
                         {"v", keys},
                         {"target", rows},
-                        {"wq", {o.heads, o.d, o.f}, Fill::Normal, 0.3},
-                        {"wk", {k_maps, o.d, o.f}, Fill::Normal, 0.3}},
+                        {.name = "wq", .shape = {o.heads, o.d, o.f}, .scale = 0.3, .wide = true},
+                        {.name = "wk", .shape = {k_maps, o.d, o.f}, .scale = 0.3, .wide = true}},
              .run = {}};
     for (int i = 0; i < 4; ++i) c.inputs[i].differentiable = false;
     const bool windowed = o.spec.window != WindowKind::none;
-    if (windowed) c.inputs.push_back({"mix_logit", {o.heads}});
+    if (windowed) c.inputs.push_back({.name = "mix_logit", .shape = {o.heads}, .wide = true});
     if (o.bias) {
-        c.inputs.push_back({"bq", {o.heads, o.bias}});
-        c.inputs.push_back({"bk", {k_maps, o.bias}});
+        c.inputs.push_back({.name = "bq", .shape = {o.heads, o.bias}, .wide = true});
+        c.inputs.push_back({.name = "bk", .shape = {k_maps, o.bias}, .wide = true});
     }
     c.run = [o, windowed](const Tensors& in) -> Tensors {
         FeatureMaps maps{.wq = in[4], .wk = in[5]};
