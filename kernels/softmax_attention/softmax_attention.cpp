@@ -31,6 +31,24 @@ bool fast_applies(const SoftmaxAttentionForward& a) {
     return fits;
 }
 
+// Rows that 16-byte copies can move.
+bool has_aligned_rows(const TensorView& x) {
+    if (x.stride(3) != 1 || (reinterpret_cast<uintptr_t>(x.base) + x.layout.offset * size_of(x.dtype)) % 16 != 0)
+        return false;
+    for (int axis = 0; axis < 3; ++axis)
+        if (x.size(axis) > 1 && x.stride(axis) * size_of(x.dtype) % 16 != 0) return false;
+    return true;
+}
+
+// The tensor-core form takes bf16 heads of 64 or 128 in aligned rows.
+bool mma_applies(const SoftmaxAttentionForward& a, std::initializer_list<TensorView> more) {
+    bool fits = a.q.dtype == DType::bf16 && (a.q.size(3) == 64 || a.q.size(3) == 128);
+    for (const TensorView& view : {a.q, a.k, a.v}) fits = fits && has_aligned_rows(view);
+    for (const TensorView& view : more) fits = fits && has_aligned_rows(view);
+    if (!fits) profile_count("fallback softmax_attention");
+    return fits;
+}
+
 // Two products of a query with each key it sees.
 double forward_flops(const SoftmaxAttentionForward& a) {
     const double t = static_cast<double>(a.q.size(2)), cached = static_cast<double>(a.k.size(2)) - t;
@@ -47,7 +65,9 @@ void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream strea
     check(args);
     const ProfileZone zone("softmax_attention_forward", forward_flops(args), input_bytes(args));
     if constexpr (cuda::kBuilt)
-        if (on_cuda("softmax_attention", args.q)) return softmax_attention_forward_cuda(args, stream);
+        if (on_cuda("softmax_attention", args.q))
+            return mma_applies(args, {args.y}) ? softmax_attention_forward_mma(args, stream)
+                                               : softmax_attention_forward_cuda(args, stream);
     if (fast_applies(args)) return softmax_attention_forward_cpu(args);
     dispatch_compute(args.q.dtype, "softmax_attention",
                      [&](auto type) { softmax_attention_forward_naive<typename decltype(type)::type>(args); });
@@ -63,7 +83,9 @@ void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream str
     const ProfileZone zone("softmax_attention_backward", 2.5 * forward_flops(args.forward),
                            2 * input_bytes(args.forward));
     if constexpr (cuda::kBuilt)
-        if (on_cuda("softmax_attention", args.dy)) return softmax_attention_backward_cuda(args, stream);
+        if (on_cuda("softmax_attention", args.dy))
+            return mma_applies(args.forward, {args.forward.y, args.dy}) ? softmax_attention_backward_mma(args, stream)
+                                                                        : softmax_attention_backward_cuda(args, stream);
     if (fast_applies(args.forward)) return softmax_attention_backward_cpu(args);
     dispatch_compute(args.dy.dtype, "softmax_attention",
                      [&](auto type) { softmax_attention_backward_naive<typename decltype(type)::type>(args); });

@@ -312,20 +312,15 @@ void softmax_attention_forward_cuda(const SoftmaxAttentionForward& a, Stream str
     });
 }
 
-void softmax_attention_delta(const SoftmaxAttentionBackward& a, float* delta, Stream stream) {
-    const AttentionShape s(a.forward);
-    const int64_t rows = s.batch * s.heads * s.t;
-    if (rows == 0) return;
-    delta_kernel<<<grid_x(ceil_div(rows, 64)), 64, 0, cuda::handle_of(stream)>>>(s, HeadTensor(a.forward.y),
-                                                                                 HeadTensor(a.dy), delta);
-    LC_LAUNCHED("softmax_attention", cuda::handle_of(stream));
-}
-
 void softmax_attention_backward_cuda(const SoftmaxAttentionBackward& a, Stream stream) {
     const SoftmaxAttentionForward& f = a.forward;
     const AttentionShape s(f);
     const DeviceScratch<float> delta(s.batch * s.heads * s.t, stream);
-    softmax_attention_delta(a, delta.data(), stream);
+    if (const int64_t rows = s.batch * s.heads * s.t; rows > 0) {
+        delta_kernel<<<grid_x(ceil_div(rows, 64)), 64, 0, cuda::handle_of(stream)>>>(s, HeadTensor(f.y),
+                                                                                     HeadTensor(a.dy), delta.data());
+        LC_LAUNCHED("softmax_attention", cuda::handle_of(stream));
+    }
     const BackwardArgs args{s,
                             HeadTensor(f.q),
                             HeadTensor(f.k),

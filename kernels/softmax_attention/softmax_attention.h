@@ -27,6 +27,7 @@ struct SoftmaxAttentionForward {
 };
 void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream stream);
 void softmax_attention_forward_cuda(const SoftmaxAttentionForward& args, Stream stream);
+void softmax_attention_forward_mma(const SoftmaxAttentionForward& args, Stream stream);  // tensor cores: see mma_applies
 
 struct SoftmaxAttentionBackward {
     SoftmaxAttentionForward forward;  // y and lse hold the forward's results
@@ -35,5 +36,6 @@ struct SoftmaxAttentionBackward {
 };
 void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream stream);
 void softmax_attention_backward_cuda(const SoftmaxAttentionBackward& args, Stream stream);
+void softmax_attention_backward_mma(const SoftmaxAttentionBackward& args, Stream stream);
 
 }  // namespace lc::kernels

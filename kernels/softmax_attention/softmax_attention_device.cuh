@@ -35,11 +35,14 @@ struct HeadTensor {
     int64_t offset = 0, strides[4] = {};
     DType dtype = DType::f32;
     bool accumulate = false;
+    bool pairs = false;  // elements 2c and 2c+1 of a row may be written as one
 
     HeadTensor() = default;
     explicit HeadTensor(const TensorView& view, bool add = false)
         : base(view.base), offset(view.layout.offset), dtype(view.dtype), accumulate(add) {
         for (int axis = 0; view && axis < view.rank(); ++axis) strides[axis] = view.stride(axis);
+        const bool even = offset % 2 == 0 && strides[0] % 2 == 0 && strides[1] % 2 == 0 && strides[2] % 2 == 0;
+        pairs = strides[3] == 1 && even && !add;
     }
     explicit HeadTensor(const GradSlot& slot) : HeadTensor(slot.view, slot.accumulate()) {}
 
@@ -53,9 +56,15 @@ struct HeadTensor {
         const int64_t place = row + c * strides[3];
         cuda::store_float(base, place, dtype, accumulate ? cuda::load_float(base, place, dtype) + value : value);
     }
+    // Elements c and c + 1, c even.
+    __device__ void put_pair(int64_t row, int c, float first, float second) const {
+        if (pairs && dtype == DType::bf16)
+            reinterpret_cast<__nv_bfloat162*>(base)[(row + c) / 2] = __floats2bfloat162_rn(first, second);
+        else if (pairs && dtype == DType::f32)
+            reinterpret_cast<float2*>(base)[(row + c) / 2] = make_float2(first, second);
+        else
+            put(row, c, first), put(row, c + 1, second);
+    }
 };
-
-// delta_i = dy_i . y_i as f32 [B,H,T], for both backward forms.
-void softmax_attention_delta(const SoftmaxAttentionBackward& args, float* delta, Stream stream);
 
 }  // namespace lc::kernels
