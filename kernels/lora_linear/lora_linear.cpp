@@ -92,20 +92,26 @@ void check(const TensorView& x, const TensorView& w, const TensorView& a, const 
     LC_CHECK(y.rank() == x.rank() && y.size(-1) == w.size(0) && row_count(y.shape()) == row_count(x.shape()) &&
                  p.shape() == (Shape{row_count(x.shape()), a.size(0)}),
              "lora_linear: y {} and p {} do not belong to x {} and w {}", y.shape(), p.shape(), x.shape(), w.shape());
-    require_alike("lora_linear", {x, w, a, b, p, y});
+    require_alike("lora_linear", {x, p, y});
+    require_wide("lora_linear", x, {w, a, b});
 }
 
 }  // namespace
 
-void lora_linear_forward(const LoraLinearForward& args, Stream) {
+void lora_linear_forward(const LoraLinearForward& args, Stream stream) {
     check(args.x, args.w, args.a, args.b, args.p, args.y);
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("lora_linear", args.x)) return lora_linear_forward_cuda(args, stream);
     if (use_fast_cpu(args.x.dtype)) return forward_fast(args);
     dispatch_compute(args.x.dtype, "lora_linear",
                      [&](auto type) { lora_linear_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void lora_linear_backward(const LoraLinearBackward& args, Stream) {
+void lora_linear_backward(const LoraLinearBackward& args, Stream stream) {
     check(args.x, args.w, args.a, args.b, args.p, args.dy);
+    require_wide("lora_linear", args.x, {args.dx.view, args.dw.view, args.da.view, args.db.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("lora_linear", args.x)) return lora_linear_backward_cuda(args, stream);
     if (use_fast_cpu(args.x.dtype)) return backward_fast(args);
     dispatch_compute(args.x.dtype, "lora_linear",
                      [&](auto type) { lora_linear_backward_naive<typename decltype(type)::type>(args); });

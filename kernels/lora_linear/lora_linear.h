@@ -1,6 +1,8 @@
 // Low-rank adapted linear layer (LoRA, arXiv 2106.09685):
 //   p = x A^T      y = x W^T + s p B^T
 //   q = s dy B     dx = dy W + q A      dW = dy^T x      dA = q^T x      dB = s dy^T p
+//
+// On the GPU x, p, y and their gradients may be bf16 beside f32 w, a and b (parameters that train); dW, dA and dB are then f32.
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
@@ -18,6 +20,7 @@ struct LoraLinearForward {
     double s = 1;
 };
 void lora_linear_forward(const LoraLinearForward& args, Stream stream);
+void lora_linear_forward_cuda(const LoraLinearForward& args, Stream stream);
 
 struct LoraLinearBackward {
     TensorView x, w, a, b, p;  // as in the forward
@@ -26,5 +29,6 @@ struct LoraLinearBackward {
     double s = 1;
 };
 void lora_linear_backward(const LoraLinearBackward& args, Stream stream);
+void lora_linear_backward_cuda(const LoraLinearBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -12,8 +12,8 @@ OpCase make(std::string variant, Shape x, int64_t out, int64_t rank, double s) {
              .variant = std::move(variant),
              .inputs = {{"x", x},
                         {"w", {out, x[-1]}, Fill::Normal, 0.3},
-                        {"a", {rank, x[-1]}, Fill::Normal, 0.3},
-                        {"b", {out, rank}, Fill::Normal, 0.3}},
+                        {.name = "a", .shape = {rank, x[-1]}, .scale = 0.3, .wide = true},
+                        {.name = "b", .shape = {out, rank}, .scale = 0.3, .wide = true}},
              .run = [s](const Tensors& in) -> Tensors { return {lora_linear(in[0], in[1], in[2], in[3], s)}; }};
     const double low = static_cast<double>(rank) * (in_size + static_cast<double>(out));
     c.flops = 2 * rows * (in_size * static_cast<double>(out) + low);
@@ -29,6 +29,7 @@ LC_OP_CASES(lora_linear) {
     add(make("one", {1, 1}, 1, 1, 2.0));
     add(make("odd", {2, 5, 7}, 9, 3, 2.0));
     add(make("rank8", {3, 19, 33}, 31, 8, 0.5));
+    add(make("rank8_real_widths", {37, 128}, 192, 8, 2.0));
     add(make("zero_scale", {4, 6}, 5, 2, 0.0));
     OpCase bench = make("2048x512x512_r8", {2048, 512}, 512, 8, 2.0);
     bench.inputs[1].differentiable = false;
