@@ -21,16 +21,16 @@ struct LinearCrossEntropyNode final : Node {
     }
 };
 
-Tensor gradient_buffer(const Tensor& input) {
-    return grad_enabled() && requires_grad(input) ? Tensor::empty_like(input.layout(), input.dtype(), input.device())
-                                                  : Tensor();
+Tensor gradient_buffer(const Tensor& input, DType dtype) {
+    return grad_enabled() && requires_grad(input) ? Tensor::empty_like(input.layout(), dtype, input.device()) : Tensor();
 }
 
 }  // namespace
 
 Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& labels) {
-    Tensor loss = Tensor::empty({}, hidden.dtype(), hidden.device());
-    const Tensor dhidden = gradient_buffer(hidden), dweight = gradient_buffer(weight);
+    Tensor loss = Tensor::empty({}, statistics_dtype(hidden.dtype()), hidden.device());
+    const Tensor dhidden = gradient_buffer(hidden, hidden.dtype());
+    const Tensor dweight = gradient_buffer(weight, statistics_dtype(weight.dtype()));  // summed over blocks of rows
     kernels::linear_cross_entropy_forward({.hidden = hidden.view(),
                                            .weight = weight.view(),
                                            .labels = labels.view(),
@@ -47,7 +47,7 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
 }
 
 Tensor token_nll(const Tensor& hidden, const Tensor& weight, const Tensor& labels) {
-    const Tensor nll = Tensor::empty(labels.shape(), hidden.dtype(), hidden.device());
+    const Tensor nll = Tensor::empty(labels.shape(), statistics_dtype(hidden.dtype()), hidden.device());
     kernels::linear_cross_entropy_forward(
         {.hidden = hidden.view(), .weight = weight.view(), .labels = labels.view(), .nll = nll.view()},
         current_stream(hidden.device()));

@@ -115,20 +115,31 @@ struct Fast {
 
 }  // namespace
 
-void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream) {
+void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream stream) {
     LC_CHECK(args.hidden.rank() == 2 && args.weight.rank() == 2 && args.hidden.size(1) == args.weight.size(1) &&
                  args.weight.size(0) > 0,
              "linear_cross_entropy: hidden must be [N,D] and weight [V,D], got {} and {}", args.hidden.shape(),
              args.weight.shape());
     LC_CHECK(args.labels.shape() == Shape{args.hidden.size(0)}, "linear_cross_entropy: labels must be [{}], got {}",
              args.hidden.size(0), args.labels.shape());
-    require_alike("linear_cross_entropy", {args.hidden, args.weight, args.loss, args.nll, args.dhidden, args.dweight});
+    require_alike("linear_cross_entropy", {args.hidden, args.dhidden});
+    require_wide("linear_cross_entropy", args.hidden, {args.weight, args.loss, args.nll, args.dweight});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("linear_cross_entropy", args.hidden)) {
+            LC_CHECK(args.labels.device == args.hidden.device &&
+                         (args.labels.dtype == DType::i32 || args.labels.dtype == DType::i64),
+                     "linear_cross_entropy: labels must be i32 or i64 on {}, got {} on {}", args.hidden.device.str(),
+                     name_of(args.labels.dtype), args.labels.device.str());
+            return linear_cross_entropy_forward_cuda(args, stream);
+        }
     if (use_fast_cpu(args.hidden.dtype)) return Fast{args}.run();
     dispatch_compute(args.hidden.dtype, "linear_cross_entropy",
                      [&](auto type) { linear_cross_entropy_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void linear_cross_entropy_backward(const LinearCrossEntropyBackward& args, Stream) {
+void linear_cross_entropy_backward(const LinearCrossEntropyBackward& args, Stream stream) {
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("linear_cross_entropy", args.dloss)) return linear_cross_entropy_backward_cuda(args, stream);
     on_cpu("linear_cross_entropy", {args.dloss, args.unit_dhidden, args.unit_dweight},
            [&](auto type) { linear_cross_entropy_backward_naive<typename decltype(type)::type>(args); });
 }

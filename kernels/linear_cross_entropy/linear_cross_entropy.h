@@ -6,6 +6,8 @@
 // A row is valid when its label is not -100; n is the number of valid rows. Without one, loss and gradients are 0.
 //
 // NUMERICS: logits and softmax in f32 (f64 for f64) with the row maximum taken out; nll in f64 from there on.
+// On the GPU hidden and dhidden may be bf16; then loss, nll and dloss are f32, and weight and dweight may be. A label out of
+// range makes the loss NaN there (see NUMERICS in the .cu); elsewhere it is refused.
 // COST: 2 N D V FLOPs forward, the same again for each gradient; one block of rows of logits is alive at a time.
 #pragma once
 #include "core/device.h"
@@ -23,6 +25,7 @@ struct LinearCrossEntropyForward {
     TensorView dhidden, dweight;  // [N,D], [V,D]  out: gradients of the loss; or empty
 };
 void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream stream);
+void linear_cross_entropy_forward_cuda(const LinearCrossEntropyForward& args, Stream stream);
 
 struct LinearCrossEntropyBackward {
     TensorView unit_dhidden, unit_dweight;  // what the forward left; empty where nobody wanted it
@@ -30,5 +33,6 @@ struct LinearCrossEntropyBackward {
     GradSlot dhidden, dweight;              // out
 };
 void linear_cross_entropy_backward(const LinearCrossEntropyBackward& args, Stream stream);
+void linear_cross_entropy_backward_cuda(const LinearCrossEntropyBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -34,6 +34,7 @@ LC_OP_CASES(linear_cross_entropy) {
     for (const OpCase& c :
          {make("one", 1, 1, 2, Fill::Ids, DType::i32), make("odd", 7, 5, 11, Fill::Labels, DType::i64),
           make("wide_vocabulary", 5, 9, 131, Fill::Labels, DType::i32),
+          make("tiles", 21, 64, 4100, Fill::Labels, DType::i32),
           make("two_blocks", 290, 3, 6, Fill::Labels, DType::i64),
           make("no_rows", 0, 4, 3, Fill::Labels, DType::i64)}) {
         if (c.variant != "no_rows") add(c);
@@ -42,7 +43,7 @@ LC_OP_CASES(linear_cross_entropy) {
     // Labels are -100 at every third position: with one row at position 2 alone nothing is valid.
     OpCase none = make("all_ignored", 3, 4, 5, Fill::Labels, DType::i64);
     none.run = [](const Tensors& in) -> Tensors {
-        return {linear_cross_entropy(in[0], in[1], Tensor::full(in[2].shape(), -100, DType::i64))};
+        return {linear_cross_entropy(in[0], in[1], Tensor::full(in[2].shape(), -100, DType::i64, in[2].device()))};
     };
     add(none);
     for (OpCase c : {make("2048x512_v8192", 2048, 512, 8192, Fill::Ids, DType::i32)}) {

@@ -1,0 +1,258 @@
+// Linear cross-entropy on the GPU.
+//
+// MATHS    linear_cross_entropy.h.
+// TILING   chunks of up to 1024 rows, fewer where their logits would exceed 0.55 GB:
+//            logits [rows,V] = hidden W^T            cuBLASLt, f32 out
+//            one block a row: online maximum and sum, nll, then dlogits over the logits where they lie
+//            dhidden [rows,D] = dlogits W            dW (+)= dlogits^T hidden          cuBLASLt
+//          bf16 dlogits fill the first half of a row's f32 logits: a step reads 4096 logits, waits for all threads, and writes
+//          the 4096 gradients onto logits that this step or an earlier one has read.
+//          Before: one block counts the valid rows. After: one block adds the nll in a fixed order. The host waits for nothing.
+// COST     2 N D V FLOPs for the logits and for each gradient; 4 + 4 + 4 + 2 + 2 bytes a logit beside that.
+// NUMERICS logits, maximum and sum are f32 also beside bf16 (a bf16 logit of 100 is off by up to 0.25, and its probability by as
+//          much); nll and its sum in f64, stored in f32. dlogits are rounded to hidden's dtype as operands. dW is added over
+//          chunks in its own dtype, which callers make f32.
+//          A label that is neither -100 nor in [0,V) makes its nll, and so the loss, NaN: refusing it would have to wait for
+//          the GPU.
+// LADDER   1 this.
+// SOURCE   online maximum and sum: arXiv 1805.02867.
+#include "core/cuda/runtime.h"
+#include "kernels/common/cuda/gemm.h"
+#include "kernels/common/cuda/operand.cuh"
+#include "kernels/common/cuda/pack.cuh"
+#include "kernels/common/cuda/reduce.cuh"
+#include "kernels/common/cuda/rows.h"
+#include "kernels/common/ids.h"
+#include "kernels/linear_cross_entropy/linear_cross_entropy.h"
+
+namespace lc::kernels {
+namespace {
+
+constexpr int kThreads = 512, kOneBlock = 1024;
+constexpr int kPerThread = 8;  // logits of one thread and step
+constexpr int64_t kMostRows = 1024, kMostBytes = int64_t{550} << 20;
+
+// *scale = 1 / number of valid rows; 0 when there is none.
+__global__ void scale_kernel(const __grid_constant__ Operand labels, int64_t rows, float* scale) {
+    double valid = 0;
+    for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) valid += labels.load_id(i) != kIgnoreLabel;
+    valid = block_sum(valid);
+    if (threadIdx.x == 0) *scale = valid > 0 ? static_cast<float>(1 / valid) : 0.0f;
+}
+
+__global__ void loss_kernel(const float* nll, const __grid_constant__ Operand labels, int64_t rows,
+                            const __grid_constant__ Operand loss) {
+    double total = 0, valid = 0;
+    for (int64_t i = threadIdx.x; i < rows; i += blockDim.x) {
+        total += nll[i];
+        valid += labels.load_id(i) != kIgnoreLabel;
+    }
+    total = block_sum(total), valid = block_sum(valid);
+    if (threadIdx.x == 0) loss.put(0, valid > 0 ? static_cast<float>(total / valid) : 0.0f);
+}
+
+struct RowArgs {
+    float* logits;  // [rows,stride], rows of the chunk; stride a multiple of kPerThread
+    int64_t vocabulary, stride, first;
+    Operand labels;  // [N]
+    const float* scale;
+    float* nll;  // [N]
+};
+
+// maximum and sum of exp(x - maximum), of one thread and then of the block
+struct Softmax {
+    float high = -INFINITY, sum = 0;
+    __device__ void add(float x) {
+        if (x > high) sum *= expf(high - x), high = x;
+        sum += expf(x - high);
+    }
+    __device__ void join_block() {
+        const float top = block_max(high);
+        sum = block_sum(high == -INFINITY ? 0.0f : sum * expf(high - top));
+        high = top;
+    }
+};
+
+template <class T>
+__device__ void clear_gradient(T* row, int64_t vocabulary) {
+    for (int64_t v = threadIdx.x; v < vocabulary; v += kThreads) row[v] = from_float<T>(0);
+}
+
+// T: dtype of the gradient, which is left at the start of each row of logits.
+template <class T, bool Gradient>
+__global__ void __launch_bounds__(kThreads) row_kernel(const __grid_constant__ RowArgs args) {
+    float* logits = args.logits + blockIdx.x * args.stride;
+    T* gradient = reinterpret_cast<T*>(logits);
+    const int64_t row = args.first + blockIdx.x, vocabulary = args.vocabulary, label = args.labels.load_id(row);
+    if (label < 0 || label >= vocabulary) {
+        if (threadIdx.x == 0) args.nll[row] = label == kIgnoreLabel ? 0.0f : NAN;
+        if constexpr (Gradient) clear_gradient(gradient, vocabulary);
+        return;
+    }
+    constexpr int64_t kStep = kThreads * kPerThread;
+    Softmax softmax;
+    for (int64_t v = threadIdx.x * kPerThread; v < vocabulary; v += kStep)
+#pragma unroll
+        for (int half = 0; half < kPerThread; half += 4) {
+            const Pack<float> pack = load_pack(logits + v + half);
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                if (v + half + e < vocabulary) softmax.add(pack.get(e));
+        }
+    softmax.join_block();
+    if (threadIdx.x == 0)
+        args.nll[row] = static_cast<float>(log(static_cast<double>(softmax.sum)) + static_cast<double>(softmax.high) -
+                                           static_cast<double>(logits[label]));
+    if constexpr (Gradient) {
+        __syncthreads();  // logits[label] has been read
+        const float scale = *args.scale, factor = scale / softmax.sum;
+        for (int64_t start = 0; start < vocabulary; start += kStep) {
+            const int64_t v = start + threadIdx.x * kPerThread;
+            float value[kPerThread];
+#pragma unroll
+            for (int half = 0; half < kPerThread; half += 4) {
+                const Pack<float> pack = v < vocabulary ? load_pack(logits + v + half) : Pack<float>{};
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    value[half + e] =
+                        factor * expf(pack.get(e) - softmax.high) - (v + half + e == label ? scale : 0.0f);
+            }
+            __syncthreads();
+#pragma unroll
+            for (int part = 0; part < kPerThread; part += Pack<T>::kSize) {
+                Pack<T> pack;
+#pragma unroll
+                for (int e = 0; e < Pack<T>::kSize; ++e) pack.set(e, value[part + e]);
+                if (v < vocabulary) store_pack(gradient + v + part, pack);
+            }
+        }
+    }
+}
+
+__global__ void put_kernel(const float* values, int64_t count, const __grid_constant__ Operand out) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count) out.put(i, values[i]);
+}
+
+__global__ void scaled_kernel(const __grid_constant__ Operand unit, const __grid_constant__ Operand dloss,
+                              int64_t count, const __grid_constant__ Operand out) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count) out.put(i, dloss.load(0) * unit.load(i));
+}
+
+// One call: what all its chunks share.
+struct Run {
+    const LinearCrossEntropyForward& args;
+    Stream stream;
+    DType dtype = args.hidden.dtype;
+    DeviceRows hidden{args.hidden, dtype}, weight{args.weight, dtype};
+    DeviceOutRows dhidden{args.dhidden}, dweight{args.dweight};
+    int64_t vocabulary = weight.rows, width = weight.columns;
+    int64_t stride = ceil_div(vocabulary, kPerThread) * kPerThread;
+    int64_t step = std::clamp<int64_t>(kMostBytes / (stride * int64_t{sizeof(float)}), 1,
+                                       std::min(kMostRows, std::max<int64_t>(hidden.rows, 1)));
+    DeviceScratch<float> logits{step * stride, stream}, nll{hidden.rows, stream}, scale{1, stream};
+
+    const void* hidden_at(int64_t row) const {
+        return static_cast<const std::byte*>(hidden.data) + row * hidden.stride * size_of(dtype);
+    }
+    void* dhidden_at(int64_t row) const {
+        return static_cast<std::byte*>(dhidden.data) + row * dhidden.stride * size_of(dhidden.dtype);
+    }
+
+    void run() const {
+        const cudaStream_t queue = cuda::handle_of(stream);
+        const Operand labels(args.labels);
+        scale_kernel<<<1, kOneBlock, 0, queue>>>(labels, hidden.rows, scale.data());
+        LC_LAUNCHED("linear_cross_entropy", queue);
+        for (int64_t first = 0; first < hidden.rows; first += step) chunk(first, std::min(step, hidden.rows - first));
+        if (dweight && hidden.rows == 0)
+            cuda::fill(args.dweight, 0, stream);
+        else
+            dweight.finish();
+        dhidden.finish();
+        if (args.loss) {
+            loss_kernel<<<1, kOneBlock, 0, queue>>>(nll.data(), labels, hidden.rows, Operand(args.loss));
+            LC_LAUNCHED("linear_cross_entropy", queue);
+        }
+        if (args.nll && hidden.rows > 0) {
+            put_kernel<<<grid_x(ceil_div(hidden.rows, 256)), 256, 0, queue>>>(nll.data(), hidden.rows,
+                                                                              Operand(args.nll));
+            LC_LAUNCHED("linear_cross_entropy", queue);
+        }
+    }
+
+    void chunk(int64_t first, int64_t rows) const {
+        gemm({.op_b = Op::Transpose,
+              .m = rows,
+              .n = vocabulary,
+              .k = width,
+              .a = hidden_at(first),
+              .lda = hidden.stride,
+              .b = weight.data,
+              .ldb = weight.stride,
+              .c = logits.data(),
+              .ldc = stride,
+              .dtype = dtype,
+              .c_dtype = DType::f32},
+             stream);
+        const RowArgs row_args{logits.data(),        vocabulary,   stride,    first,
+                               Operand(args.labels), scale.data(), nll.data()};
+        dispatch_cuda(dtype, "linear_cross_entropy", [&](auto type) {
+            dispatch_bool(dhidden || dweight, [&](auto gradient) {
+                row_kernel<typename decltype(type)::type, gradient()>
+                    <<<grid_x(rows), kThreads, 0, cuda::handle_of(stream)>>>(row_args);
+            });
+        });
+        LC_LAUNCHED("linear_cross_entropy", cuda::handle_of(stream));
+        const int64_t gradient_stride = stride * int64_t{sizeof(float)} / size_of(dtype);
+        if (dhidden)
+            gemm({.m = rows,
+                  .n = width,
+                  .k = vocabulary,
+                  .a = logits.data(),
+                  .lda = gradient_stride,
+                  .b = weight.data,
+                  .ldb = weight.stride,
+                  .c = dhidden_at(first),
+                  .ldc = dhidden.stride,
+                  .dtype = dtype,
+                  .c_dtype = dhidden.dtype},
+                 stream);
+        if (dweight)
+            gemm({.op_a = Op::Transpose,
+                  .m = vocabulary,
+                  .n = width,
+                  .k = rows,
+                  .a = logits.data(),
+                  .lda = gradient_stride,
+                  .b = hidden_at(first),
+                  .ldb = hidden.stride,
+                  .beta = first > 0 ? 1.0f : 0.0f,
+                  .c = dweight.data,
+                  .ldc = dweight.stride,
+                  .dtype = dtype,
+                  .c_dtype = dweight.dtype},
+                 stream);
+    }
+};
+
+}  // namespace
+
+void linear_cross_entropy_forward_cuda(const LinearCrossEntropyForward& args, Stream stream) {
+    Run{args, stream}.run();
+}
+
+void linear_cross_entropy_backward_cuda(const LinearCrossEntropyBackward& args, Stream stream) {
+    const auto scaled = [&](const TensorView& unit, const GradSlot& slot) {
+        if (!slot || slot.view.numel() == 0) return;
+        const int64_t count = slot.view.numel();
+        scaled_kernel<<<grid_x(ceil_div(count, 256)), 256, 0, cuda::handle_of(stream)>>>(
+            Operand(unit), Operand(args.dloss), count, Operand(slot));
+        LC_LAUNCHED("linear_cross_entropy", cuda::handle_of(stream));
+    };
+    scaled(args.unit_dhidden, args.dhidden);
+    scaled(args.unit_dweight, args.dweight);
+}
+
+}  // namespace lc::kernels
