@@ -22,7 +22,10 @@ void check(const FeatureMapForward& a) {
         !a.b || (a.b.rank() == 2 && a.b.size(0) == a.w.size(0) && (a.b.size(1) == 1 || a.b.size(1) == a.w.size(2))),
         "feature_map: b must be [{},1] or [{},{}], got {}", a.w.size(0), a.w.size(0), a.w.size(2), a.b.shape());
     LC_CHECK(!a.skip || a.w.size(2) == a.x.size(3), "feature_map: skip needs F = D, got w {}", a.w.shape());
-    require_cpu(a.x, "feature_map");
+    LC_CHECK(a.x.device.is_cpu() || (a.w.size(1) <= kFeatureMapMostColumns && a.w.size(2) <= kFeatureMapMostColumns),
+             "feature_map: CUDA takes D and F up to {}, got w {}", kFeatureMapMostColumns, a.w.shape());
+    require_alike("feature_map", {a.x, a.phi});
+    require_wide("feature_map", a.x, {a.w, a.b});
 }
 
 constexpr int64_t kRows = 64;  // of a block
@@ -109,17 +112,23 @@ FeatureActivation feature_activation_from(std::string_view name) {
     fail(ErrorKind::Usage, "unknown feature map '{}'; known: hedgehog, t2r, {}", name, fmt::join(kNames, ", "));
 }
 
-void feature_map_forward(const FeatureMapForward& args, Stream) {
+void feature_map_forward(const FeatureMapForward& args, Stream stream) {
     check(args);
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("feature_map", args.x)) return feature_map_forward_cuda(args, stream);
     if (fast_forward_applies(args)) return forward_fast(args);
     dispatch_compute(args.x.dtype, "feature_map",
                      [&](auto type) { feature_map_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void feature_map_backward(const FeatureMapBackward& args, Stream) {
+void feature_map_backward(const FeatureMapBackward& args, Stream stream) {
     check(args.forward);
     LC_CHECK(args.dphi.shape() == args.forward.phi.shape(), "feature_map: dphi must be {}, got {}",
              args.forward.phi.shape(), args.dphi.shape());
+    require_alike("feature_map", {args.forward.x, args.dphi});
+    require_wide("feature_map", args.forward.x, {args.dx.view, args.dw.view, args.db.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("feature_map", args.dphi)) return feature_map_backward_cuda(args, stream);
     if (fast_forward_applies(args.forward) && (!args.dx || is_matrix(args.dx.view))) return backward_fast(args);
     dispatch_compute(args.dphi.dtype, "feature_map",
                      [&](auto type) { feature_map_backward_naive<typename decltype(type)::type>(args); });

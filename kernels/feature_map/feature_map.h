@@ -11,6 +11,8 @@
 //   pos_elu        1 + u if u > 0 else exp(u)   F
 //
 // softmax, max and min run over the F entries of one row. Nothing is scaled by 1/sqrt(D).
+//
+// On the GPU w and b may be f32 beside bf16 x and phi; dw and db are then f32.
 #pragma once
 #include <string_view>
 
@@ -34,6 +36,7 @@ constexpr int64_t feature_size(FeatureActivation a, int64_t f) { return is_two_s
 constexpr bool is_shift_invariant(FeatureActivation a) { return a <= FeatureActivation::exp_half; }
 
 inline constexpr double kFeatureEpsilon = 1e-12;
+inline constexpr int64_t kFeatureMapMostColumns = 512;  // D and F on the GPU: a tile of rows lies in shared memory
 
 struct FeatureMapForward {
     TensorView x;    // [B,Hx,T,D]   in: rotated q or k
@@ -44,6 +47,7 @@ struct FeatureMapForward {
     bool skip = false;  // needs F == D
 };
 void feature_map_forward(const FeatureMapForward& args, Stream stream);
+void feature_map_forward_cuda(const FeatureMapForward& args, Stream stream);
 
 struct FeatureMapBackward {
     FeatureMapForward forward;  // phi holds the forward's result
@@ -51,5 +55,6 @@ struct FeatureMapBackward {
     GradSlot dx, dw, db;        // out: shapes of x, w, b
 };
 void feature_map_backward(const FeatureMapBackward& args, Stream stream);
+void feature_map_backward_cuda(const FeatureMapBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -13,8 +13,8 @@ struct Options {
 };
 
 OpCase make(std::string variant, Shape x, Shape w, Options o, Shape b = {}) {
-    OpCase c{.op = "feature_map", .variant = std::move(variant), .inputs = {{"x", x}, {"w", w, Fill::Normal, 0.3}}, .run = {}};
-    if (o.bias) c.inputs.push_back({"b", b});
+    OpCase c{.op = "feature_map", .variant = std::move(variant), .inputs = {{"x", x}, {.name = "w", .shape = w, .scale = 0.3, .wide = true}}, .run = {}};
+    if (o.bias) c.inputs.push_back({.name = "b", .shape = b, .wide = true});
     c.run = [o](const Tensors& in) -> Tensors {
         return {feature_map(in[0], in[1], o.bias ? in[2] : Tensor(), o.activation, o.skip)};
     };
@@ -36,6 +36,8 @@ LC_OP_CASES(feature_map) {
     }
     add(make("relu_head_bias", {2, 2, 7, 8}, {2, 8, 8}, {FeatureActivation::relu, false, true}, {2, 1}));
     add(make("relu_vector_bias", {1, 2, 9, 8}, {4, 8, 5}, {FeatureActivation::relu, false, true}, {4, 5}));
+    add(make("tiles", {2, 2, 35, 128}, {4, 128, 64}, {}));
+    add(make("relu_tiles_bias_skip", {1, 2, 33, 72}, {2, 72, 72}, {FeatureActivation::relu, true, true}, {2, 72}));
     add(make("one", {1, 1, 1, 1}, {1, 1, 1}, {}));
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, {8, 64, 64}, {});
     bench.bench = true;
