@@ -1,26 +1,43 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A number is a pure function of
-// (seed, stream, index), so there is no generator state to lose or to share between threads; a resumed run draws the same.
+// (seed, stream, index), so there is no generator state to lose or to share between threads; a resumed run draws the same,
+// and so does a GPU.
 #pragma once
 #include <array>
 #include <cstdint>
 
+#include "core/device.h"
+
 namespace lc {
 
 // Ten rounds on a 128-bit counter with a 64-bit key.
-std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
+LC_HOST_DEVICE constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> c, std::array<uint32_t, 2> k) {
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t p0 = uint64_t{0xD2511F53u} * c[0];
+        const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2];
+        c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k[0], static_cast<uint32_t>(p1),
+             static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k[1], static_cast<uint32_t>(p0)};
+        k[0] += 0x9E3779B9u;  // golden ratio
+        k[1] += 0xBB67AE85u;  // sqrt(3) - 1
+    }
+    return c;
+}
 
 // A numbered sequence of random values. `stream` separates uses of one seed (one per tensor, epoch, request, ...).
 class Random {
   public:
     explicit Random(uint64_t seed, uint64_t stream = 0) : seed_(seed), stream_(stream) {}
 
-    uint32_t bits(uint64_t index) const;                        // 32 random bits
+    LC_HOST_DEVICE uint32_t bits(uint64_t index) const { return block(index)[0]; }  // 32 random bits
     double uniform(uint64_t index) const;                       // [0,1), 53 bits
     double normal(uint64_t index) const;                        // N(0,1), Box-Muller on two uniforms of one Philox block
     uint64_t below(uint64_t bound, uint64_t index) const;       // [0,bound), from 64 bits: bias below bound * 2^-64
 
   private:
-    std::array<uint32_t, 4> block(uint64_t index) const;
+    LC_HOST_DEVICE std::array<uint32_t, 4> block(uint64_t index) const {
+        return philox4x32({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), static_cast<uint32_t>(stream_),
+                           static_cast<uint32_t>(stream_ >> 32)},
+                          {static_cast<uint32_t>(seed_), static_cast<uint32_t>(seed_ >> 32)});
+    }
     uint64_t seed_, stream_;
 };
 

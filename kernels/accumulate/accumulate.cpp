@@ -5,12 +5,13 @@
 
 namespace lc::kernels {
 
-void accumulate(const Accumulate& args, Stream) {
-    LC_CHECK(args.source.shape() == args.target.shape() && args.source.dtype == args.target.dtype,
-             "accumulate: source {} {} into target {} {}", args.source.shape(), name_of(args.source.dtype),
-             args.target.shape(), name_of(args.target.dtype));
-    require_cpu(args.target, "accumulate");
-    dispatch_compute(args.target.dtype, "accumulate",
+void accumulate(const Accumulate& args, Stream stream) {
+    LC_CHECK(args.source.shape() == args.target.shape(), "accumulate: source {} into target {}", args.source.shape(),
+             args.target.shape());
+    require_wide("accumulate", args.source, {args.target});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("accumulate", args.source)) return accumulate_cuda(args, stream);
+    dispatch_compute(args.source.dtype, "accumulate",
                      [&](auto type) { accumulate_naive<typename decltype(type)::type>(args); });
 }
 

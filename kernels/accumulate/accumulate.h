@@ -6,9 +6,10 @@
 namespace lc::kernels {
 
 struct Accumulate {
-    TensorView source;  // in, f32 or f64
-    TensorView target;  // in/out, same shape and dtype
+    TensorView source;  // in
+    TensorView target;  // in/out, same shape; dtype of source, or on the GPU f32 beside a bf16 source
 };
 void accumulate(const Accumulate& args, Stream stream);
+void accumulate_cuda(const Accumulate& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -11,11 +11,13 @@ struct AddForward {
     TensorView c;     // out
 };
 void add_forward(const AddForward& args, Stream stream);
+void add_forward_cuda(const AddForward& args, Stream stream);
 
 struct AddBackward {
     TensorView dc;    // in
     GradSlot da, db;  // out
 };
 void add_backward(const AddBackward& args, Stream stream);
+void add_backward_cuda(const AddBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -38,6 +38,13 @@ inline bool on_cuda(std::string_view op, const TensorView& view) {
     return true;
 }
 
+// All of one shape; absent views are skipped.
+inline void require_one_shape(std::string_view op, std::initializer_list<TensorView> views) {
+    const Shape& shape = views.begin()->shape();
+    for (const TensorView& view : views)
+        LC_CHECK(!view || view.shape() == shape, "{}: shapes differ, {} and {}", op, shape, view.shape());
+}
+
 // All of one floating-point dtype and on one device; absent views are skipped.
 inline void require_alike(std::string_view op, std::initializer_list<TensorView> views) {
     const TensorView& first = *views.begin();

@@ -12,6 +12,7 @@ struct ConcatForward {
     int axis = 0;     // 0 <= axis < rank
 };
 void concat_forward(const ConcatForward& args, Stream stream);
+void concat_forward_cuda(const ConcatForward& args, Stream stream);
 
 struct ConcatBackward {
     TensorView dout;     // in
@@ -20,5 +21,6 @@ struct ConcatBackward {
     int axis = 0;
 };
 void concat_backward(const ConcatBackward& args, Stream stream);
+void concat_backward_cuda(const ConcatBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -6,21 +6,32 @@
 namespace lc::kernels {
 namespace {
 
-void run(const TensorView& from, const DropoutMask& mask, const GradSlot& to) {
+void check(const TensorView& from, const DropoutMask& mask, const TensorView& to) {
     LC_CHECK(mask.p >= 0 && mask.p < 1, "dropout: p must be in [0,1), got {}", mask.p);
-    LC_CHECK(!to || from.shape() == to.view.shape(), "dropout: shapes differ, {} and {}", from.shape(),
-             to.view.shape());
-    on_cpu("dropout", {from, to.view},
-           [&](auto type) { dropout_naive<typename decltype(type)::type>(from, mask, to); });
+    require_one_shape("dropout", {from, to});
+}
+
+void run_on_cpu(const TensorView& from, const DropoutMask& mask, const GradSlot& to) {
+    dispatch_compute(from.dtype, "dropout",
+                     [&](auto type) { dropout_naive<typename decltype(type)::type>(from, mask, to); });
 }
 
 }  // namespace
 
-void dropout_forward(const DropoutForward& args, Stream) {
-    run(args.x, args.mask, {args.y});
+void dropout_forward(const DropoutForward& args, Stream stream) {
+    check(args.x, args.mask, args.y);
+    require_alike("dropout", {args.x, args.y});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("dropout", args.x)) return dropout_forward_cuda(args, stream);
+    run_on_cpu(args.x, args.mask, {args.y});
 }
-void dropout_backward(const DropoutBackward& args, Stream) {
-    run(args.dy, args.mask, args.dx);
+
+void dropout_backward(const DropoutBackward& args, Stream stream) {
+    check(args.dy, args.mask, args.dx.view);
+    require_wide("dropout", args.dy, {args.dx.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("dropout", args.dy)) return dropout_backward_cuda(args, stream);
+    run_on_cpu(args.dy, args.mask, args.dx);
 }
 
 }  // namespace lc::kernels

@@ -18,6 +18,7 @@ struct DropoutForward {
     DropoutMask mask;
 };
 void dropout_forward(const DropoutForward& args, Stream stream);
+void dropout_forward_cuda(const DropoutForward& args, Stream stream);
 
 struct DropoutBackward {
     TensorView dy;  // in
@@ -25,5 +26,6 @@ struct DropoutBackward {
     DropoutMask mask;
 };
 void dropout_backward(const DropoutBackward& args, Stream stream);
+void dropout_backward_cuda(const DropoutBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -11,11 +11,13 @@ struct MulForward {
     TensorView c;     // out
 };
 void mul_forward(const MulForward& args, Stream stream);
+void mul_forward_cuda(const MulForward& args, Stream stream);
 
 struct MulBackward {
     TensorView a, b, dc;  // in
     GradSlot da, db;      // out
 };
 void mul_backward(const MulBackward& args, Stream stream);
+void mul_backward_cuda(const MulBackward& args, Stream stream);
 
 }  // namespace lc::kernels

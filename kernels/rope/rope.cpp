@@ -49,7 +49,7 @@ void check(const TensorView& x, const TensorView& cos, const TensorView& sin, co
     LC_CHECK(first >= 0 && first + x.size(2) <= cos.size(0),
              "rope: positions [{},{}) are outside tables of {} positions", first, first + x.size(2), cos.size(0));
     LC_CHECK(!y || y.shape() == x.shape(), "rope: y must be {}, got {}", x.shape(), y.shape());
-    require_alike("rope", {x, cos, sin, y});
+    require_wide("rope", x, {cos, sin});
 }
 
 bool fast_covers(const TensorView& x, const TensorView& cos, const TensorView& sin, const TensorView& y) {
@@ -59,16 +59,22 @@ bool fast_covers(const TensorView& x, const TensorView& cos, const TensorView& s
 
 }  // namespace
 
-void rope_forward(const RopeForward& args, Stream) {
+void rope_forward(const RopeForward& args, Stream stream) {
     check(args.x, args.cos, args.sin, args.y, args.first);
+    require_alike("rope", {args.x, args.y});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("rope", args.x)) return rope_forward_cuda(args, stream);
     if (fast_covers(args.x, args.cos, args.sin, args.y))
         return rotate_fast(args.x, args.cos, args.sin, args.first, 1.0f, {args.y});
     dispatch_compute(args.x.dtype, "rope", [&](auto type) { rope_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void rope_backward(const RopeBackward& args, Stream) {
+void rope_backward(const RopeBackward& args, Stream stream) {
     if (!args.dx) return;
     check(args.dy, args.cos, args.sin, args.dx.view, args.first);
+    require_wide("rope", args.dy, {args.dx.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("rope", args.dy)) return rope_backward_cuda(args, stream);
     if (fast_covers(args.dy, args.cos, args.sin, args.dx.view))
         return rotate_fast(args.dy, args.cos, args.sin, args.first, -1.0f, args.dx);
     dispatch_compute(args.dy.dtype, "rope",

@@ -11,11 +11,12 @@ namespace lc::kernels {
 
 struct RopeForward {
     TensorView x;         // [B,H,T,D]  in, D even
-    TensorView cos, sin;  // [P,D/2]    in
+    TensorView cos, sin;  // [P,D/2]    in; on the GPU f32 also beside bf16
     TensorView y;         // [B,H,T,D]  out
     int64_t first = 0;    // first + T <= P
 };
 void rope_forward(const RopeForward& args, Stream stream);
+void rope_forward_cuda(const RopeForward& args, Stream stream);
 
 struct RopeBackward {
     TensorView dy;        // [B,H,T,D]  in
@@ -24,5 +25,6 @@ struct RopeBackward {
     int64_t first = 0;
 };
 void rope_backward(const RopeBackward& args, Stream stream);
+void rope_backward_cuda(const RopeBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -12,6 +12,7 @@ struct ScaleForward {
     double factor = 1;
 };
 void scale_forward(const ScaleForward& args, Stream stream);
+void scale_forward_cuda(const ScaleForward& args, Stream stream);
 
 struct ScaleBackward {
     TensorView dy;  // in
@@ -19,5 +20,6 @@ struct ScaleBackward {
     double factor = 1;
 };
 void scale_backward(const ScaleBackward& args, Stream stream);
+void scale_backward_cuda(const ScaleBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -12,11 +12,13 @@ struct SwigluForward {
     TensorView y;         // out
 };
 void swiglu_forward(const SwigluForward& args, Stream stream);
+void swiglu_forward_cuda(const SwigluForward& args, Stream stream);
 
 struct SwigluBackward {
     TensorView gate, up, dy;  // in
     GradSlot dgate, dup;      // out
 };
 void swiglu_backward(const SwigluBackward& args, Stream stream);
+void swiglu_backward_cuda(const SwigluBackward& args, Stream stream);
 
 }  // namespace lc::kernels

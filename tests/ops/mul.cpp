@@ -1,5 +1,6 @@
 #include "autograd/ops/mul.h"
 
+#include "autograd/ops/views.h"
 #include "tests/ops/op_case.h"
 
 namespace lc::testing {
@@ -12,6 +13,11 @@ LC_OP_CASES(mul) {
     add({.op = "mul", .variant = "same_tensor", .inputs = {{"a", {4, 5}}}, .run = [](const Tensors& in) -> Tensors {
              return {lc::mul(in[0], in[0])};
          }});
+    for (const int64_t inner : {8, 5})  // in runs of eight on the GPU, and not
+        add({.op = "mul",
+             .variant = inner == 8 ? "permuted_runs" : "permuted",
+             .inputs = {{"a", {2, 4, 3, inner}}, {"b", {2, 3, 4, inner}}},
+             .run = [](const Tensors& in) -> Tensors { return {lc::mul(permute(in[0], {0, 2, 1, 3}), in[1])}; }});
     const double n = 8192.0 * 512;
     add({.op = "mul",
          .variant = "8192x512",

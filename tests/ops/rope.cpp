@@ -12,8 +12,8 @@ OpCase make(std::string variant, Shape x, int64_t positions, int64_t first) {
     return {.op = "rope",
             .variant = std::move(variant),
             .inputs = {{"x", x},
-                       {.name = "cos", .shape = {positions, x[3] / 2}, .differentiable = false},
-                       {.name = "sin", .shape = {positions, x[3] / 2}, .differentiable = false}},
+                       {.name = "cos", .shape = {positions, x[3] / 2}, .differentiable = false, .wide = true},
+                       {.name = "sin", .shape = {positions, x[3] / 2}, .differentiable = false, .wide = true}},
             .run = [first](const Tensors& in) -> Tensors { return {rope(in[0], in[1], in[2], first)}; },
             .flops = 3 * n,
             .bytes = 8 * n,
@@ -27,9 +27,15 @@ LC_OP_CASES(rope) {
     add(make("one", {1, 1, 1, 2}, 1, 0));
     add(make("odd", {2, 3, 5, 6}, 5, 0));
     add(make("offset", {1, 2, 7, 34}, 19, 11));
-    OpCase permuted = make("heads_inside", {2, 5, 3, 8}, 9, 2);
-    permuted.run = [](const Tensors& in) -> Tensors { return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], 2)}; };
-    add(permuted);
+    add(make("d64", {1, 2, 3, 64}, 4, 1));
+    add(make("d128", {2, 1, 3, 128}, 3, 0));
+    for (const auto& [variant, d] : {std::pair{"heads_inside", 8}, {"heads_inside_d128", 128}}) {
+        OpCase permuted = make(variant, {2, 5, 3, d}, 9, 2);
+        permuted.run = [](const Tensors& in) -> Tensors {
+            return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], 2)};
+        };
+        add(permuted);
+    }
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, 1024, 0);
     bench.bench = true;
     add(bench);
