@@ -23,7 +23,7 @@ struct MseNode final : Node {
 }  // namespace
 
 Tensor mse(const Tensor& y, const Tensor& target) {
-    Tensor loss = Tensor::empty({}, y.dtype(), y.device());
+    Tensor loss = Tensor::empty({}, statistics_dtype(y.dtype()), y.device());
     kernels::mse_forward({.y = y.view(), .target = target.view(), .loss = loss.view()}, current_stream(y.device()));
     if (should_record({&y, &target})) {
         auto node = std::make_shared<MseNode>();

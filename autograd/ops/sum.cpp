@@ -17,7 +17,7 @@ struct SumNode final : Node {
 }  // namespace
 
 Tensor sum(const Tensor& x) {
-    Tensor y = Tensor::empty({}, x.dtype(), x.device());
+    Tensor y = Tensor::empty({}, statistics_dtype(x.dtype()), x.device());
     kernels::sum_forward({.x = x.view(), .y = y.view()}, current_stream(x.device()));
     if (should_record({&x})) record(std::make_shared<SumNode>(), {&x}, {&y});
     return y;

@@ -5,7 +5,7 @@
 
 namespace lc::kernels {
 
-void adamw_step(const AdamwStep& args, Stream) {
+void adamw_step(const AdamwStep& args, Stream stream) {
     LC_CHECK(args.step >= 1, "adamw: steps are counted from 1, got {}", args.step);
     if (args.tensors.empty()) return;
     const TensorView& first = args.tensors[0].parameter;
@@ -17,6 +17,11 @@ void adamw_step(const AdamwStep& args, Stream) {
                      t.parameter.shape(), view.shape());
         require_alike("adamw", {first, t.parameter, t.grad, t.m, t.v});
     }
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("adamw", first)) {
+            LC_CHECK(first.dtype == DType::f32, "adamw: CUDA updates f32 parameters, got {}", name_of(first.dtype));
+            return adamw_step_cuda(args, stream);
+        }
     dispatch_compute(first.dtype, "adamw", [&](auto type) { adamw_step_naive<typename decltype(type)::type>(args); });
 }
 

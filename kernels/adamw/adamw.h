@@ -19,5 +19,6 @@ struct AdamwStep {
     int64_t step = 1;       // t, counted from 1
 };
 void adamw_step(const AdamwStep& args, Stream stream);
+void adamw_step_cuda(const AdamwStep& args, Stream stream);
 
 }  // namespace lc::kernels

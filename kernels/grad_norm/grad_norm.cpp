@@ -5,13 +5,19 @@
 
 namespace lc::kernels {
 
-double grad_norm(const GradNorm& args, Stream) {
+double grad_norm(const GradNorm& args, Stream stream) {
+    for (const TensorView& view : args.tensors)
+        LC_CHECK(view.device == args.tensors[0].device, "grad_norm: devices differ, {} and {}",
+                 args.tensors[0].device.str(), view.device.str());
+    if constexpr (cuda::kBuilt) {
+        bool on_gpu = false;
+        for (const TensorView& view : args.tensors) on_gpu = on_cuda("grad_norm", view);  // checks each dtype
+        if (on_gpu) return grad_norm_cuda(args, stream);
+    }
     double squares = 0;
-    for (const TensorView& view : args.tensors) {
-        require_cpu(view, "grad_norm");
+    for (const TensorView& view : args.tensors)
         dispatch_compute(view.dtype, "grad_norm",
                          [&](auto type) { squares += sum_of_squares_naive<typename decltype(type)::type>(view); });
-    }
     return std::sqrt(squares);
 }
 

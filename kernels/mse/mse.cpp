@@ -14,16 +14,23 @@ void check(const TensorView& y, const TensorView& target, const TensorView& loss
 
 }  // namespace
 
-void mse_forward(const MseForward& args, Stream) {
+void mse_forward(const MseForward& args, Stream stream) {
     check(args.y, args.target, args.loss);
-    on_cpu("mse", {args.y, args.target, args.loss},
-           [&](auto type) { mse_forward_naive<typename decltype(type)::type>(args); });
+    require_alike("mse", {args.y, args.target});
+    require_wide("mse", args.y, {args.loss});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("mse", args.y)) return mse_forward_cuda(args, stream);
+    dispatch_compute(args.y.dtype, "mse", [&](auto type) { mse_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void mse_backward(const MseBackward& args, Stream) {
+void mse_backward(const MseBackward& args, Stream stream) {
     check(args.y, args.target, args.dloss);
-    on_cpu("mse", {args.dloss, args.y, args.target, args.dy.view, args.dtarget.view},
-           [&](auto type) { mse_backward_naive<typename decltype(type)::type>(args); });
+    require_one_shape("mse", {args.y, args.dy.view, args.dtarget.view});
+    require_alike("mse", {args.y, args.target});
+    require_wide("mse", args.y, {args.dloss, args.dy.view, args.dtarget.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("mse", args.y)) return mse_backward_cuda(args, stream);
+    dispatch_compute(args.y.dtype, "mse", [&](auto type) { mse_backward_naive<typename decltype(type)::type>(args); });
 }
 
 }  // namespace lc::kernels

@@ -9,9 +9,10 @@ namespace lc::kernels {
 
 struct MseForward {
     TensorView y, target;  // in, any layouts of one shape with at least one element
-    TensorView loss;       // []  out
+    TensorView loss;       // []  out; on the GPU f32 beside bf16
 };
 void mse_forward(const MseForward& args, Stream stream);
+void mse_forward_cuda(const MseForward& args, Stream stream);
 
 struct MseBackward {
     TensorView y, target;  // in
@@ -19,5 +20,6 @@ struct MseBackward {
     GradSlot dy, dtarget;  // out
 };
 void mse_backward(const MseBackward& args, Stream stream);
+void mse_backward_cuda(const MseBackward& args, Stream stream);
 
 }  // namespace lc::kernels

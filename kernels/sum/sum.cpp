@@ -5,14 +5,21 @@
 
 namespace lc::kernels {
 
-void sum_forward(const SumForward& args, Stream) {
+void sum_forward(const SumForward& args, Stream stream) {
     LC_CHECK(args.y.numel() == 1, "sum: y must hold one element, got {}", args.y.shape());
-    on_cpu("sum", {args.x, args.y}, [&](auto type) { sum_forward_naive<typename decltype(type)::type>(args); });
+    require_wide("sum", args.x, {args.y});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("sum", args.x)) return sum_forward_cuda(args, stream);
+    dispatch_compute(args.x.dtype, "sum", [&](auto type) { sum_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void sum_backward(const SumBackward& args, Stream) {
+void sum_backward(const SumBackward& args, Stream stream) {
     LC_CHECK(args.dy.numel() == 1, "sum: dy must hold one element, got {}", args.dy.shape());
-    on_cpu("sum", {args.dy, args.dx.view}, [&](auto type) { sum_backward_naive<typename decltype(type)::type>(args); });
+    if (!args.dx) return;
+    require_wide("sum", args.dx.view, {args.dy});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("sum", args.dx.view)) return sum_backward_cuda(args, stream);
+    dispatch_compute(args.dy.dtype, "sum", [&](auto type) { sum_backward_naive<typename decltype(type)::type>(args); });
 }
 
 }  // namespace lc::kernels

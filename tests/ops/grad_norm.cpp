@@ -13,7 +13,7 @@ LC_OP_CASES(grad_norm) {
     add({.op = "grad_norm", .variant = "one", .inputs = {{"a", {1}}}, .run = run, .differentiable = false});
     add({.op = "grad_norm",
          .variant = "several",
-         .inputs = {{"a", {3, 5}}, {"b", {67, 65}}, {"c", {0}}},
+         .inputs = {{"a", {3, 5}}, {"b", {67, 65}}, {"c", {0}}, {"d", {131, 257}}},
          .run = run,
          .differentiable = false});
     const double n = 8192.0 * 512;

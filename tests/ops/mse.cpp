@@ -8,7 +8,7 @@ namespace lc::testing {
 LC_OP_CASES(mse) {
     const auto run = [](const Tensors& in) -> Tensors { return {mse(in[0], in[1])}; };
     for (const auto& [variant, shape] :
-         {std::pair{"one", Shape{1}}, {"odd", Shape{3, 5, 7}}, {"two_blocks", Shape{67, 65}}})
+         {std::pair{"one", Shape{1}}, {"odd", Shape{3, 5, 7}}, {"two_blocks", Shape{67, 65}}, {"three_chunks", Shape{131, 257}}})
         add({.op = "mse", .variant = variant, .inputs = {{"y", shape}, {"target", shape}}, .run = run});
     add({.op = "mse",
          .variant = "permuted",
