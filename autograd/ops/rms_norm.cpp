@@ -29,7 +29,7 @@ Tensor make_rstd(const Tensor& x, const Tensor& weight) {
              "rms_norm: x must be [...,D] and weight [D], got {} and {}", x.shape(), weight.shape());
     int64_t rows = 1;
     for (int axis = 0; axis + 1 < x.rank(); ++axis) rows *= x.size(axis);
-    return Tensor::empty({rows}, x.dtype(), x.device());
+    return Tensor::empty({rows}, statistics_dtype(x.dtype()), x.device());
 }
 
 }  // namespace

@@ -8,10 +8,12 @@ namespace lc::kernels {
 
 struct EmbeddingForward {
     TensorView weight;  // [V,D]    in
-    TensorView ids;     // [...]    in, i32 or i64 in [0,V), checked
+    TensorView ids;     // [...]    in, i32 or i64 in [0,V); checked where they lie on the CPU (they may beside a table on a
+                        //          GPU). A GPU cannot refuse: an id outside gives a row of NaN and no gradient.
     TensorView out;     // [...,D]  out
 };
 void embedding_forward(const EmbeddingForward& args, Stream stream);
+void embedding_forward_cuda(const EmbeddingForward& args, Stream stream);
 
 struct EmbeddingBackward {
     TensorView ids;    // [...]    in
@@ -19,5 +21,6 @@ struct EmbeddingBackward {
     GradSlot dweight;  // [V,D]    out
 };
 void embedding_backward(const EmbeddingBackward& args, Stream stream);
+void embedding_backward_cuda(const EmbeddingBackward& args, Stream stream);
 
 }  // namespace lc::kernels

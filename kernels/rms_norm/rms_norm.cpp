@@ -93,7 +93,7 @@ void backward_fast(const RmsNormBackward& args) {
 
 }  // namespace
 
-void rms_norm_forward(const RmsNormForward& args, Stream) {
+void rms_norm_forward(const RmsNormForward& args, Stream stream) {
     LC_CHECK(args.x.rank() >= 1 && args.weight.shape() == Shape{args.x.size(-1)},
              "rms_norm: weight must be [{}], got x {} and weight {}", args.x.rank() ? args.x.size(-1) : 0,
              args.x.shape(), args.weight.shape());
@@ -104,17 +104,23 @@ void rms_norm_forward(const RmsNormForward& args, Stream) {
                  (!args.residual || (args.residual.shape() == args.x.shape() && args.sum.shape() == args.x.shape())),
              "rms_norm: residual and sum must both be {}, got {} and {}", args.x.shape(), args.residual.shape(),
              args.sum.shape());
-    require_alike("rms_norm", {args.x, args.residual, args.weight, args.y, args.sum, args.rstd});
+    require_alike("rms_norm", {args.x, args.residual, args.y, args.sum});
+    require_wide("rms_norm", args.x, {args.weight, args.rstd});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("rms_norm", args.x)) return rms_norm_forward_cuda(args, stream);
     if (use_fast_cpu(args.x.dtype)) return forward_fast(args);
     dispatch_compute(args.x.dtype, "rms_norm",
                      [&](auto type) { rms_norm_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void rms_norm_backward(const RmsNormBackward& args, Stream) {
+void rms_norm_backward(const RmsNormBackward& args, Stream stream) {
     LC_CHECK((!args.dy || args.dy.shape() == args.s.shape()) && (!args.dsum || args.dsum.shape() == args.s.shape()),
              "rms_norm: dy and dsum must be {}, got {} and {}", args.s.shape(), args.dy.shape(), args.dsum.shape());
-    require_alike("rms_norm", {args.s, args.weight, args.rstd, args.dy, args.dsum, args.dx.view, args.dresidual.view,
-                               args.dweight.view});
+    require_alike("rms_norm", {args.s, args.dy, args.dsum});
+    require_wide("rms_norm", args.s,
+                 {args.weight, args.rstd, args.dx.view, args.dresidual.view, args.dweight.view});
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("rms_norm", args.s)) return rms_norm_backward_cuda(args, stream);
     if (use_fast_cpu(args.s.dtype)) return backward_fast(args);
     dispatch_compute(args.s.dtype, "rms_norm",
                      [&](auto type) { rms_norm_backward_naive<typename decltype(type)::type>(args); });

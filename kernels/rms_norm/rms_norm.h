@@ -14,13 +14,14 @@ namespace lc::kernels {
 struct RmsNormForward {
     TensorView x;         // [...,D]  in
     TensorView residual;  // [...,D]  in, or empty
-    TensorView weight;    // [D]      in
+    TensorView weight;    // [D]      in; on the GPU f32 or the dtype of x
     TensorView y;         // [...,D]  out
     TensorView sum;       // [...,D]  out: x + residual; empty without residual
-    TensorView rstd;      // [rows]   out: r of each row, for the backward
+    TensorView rstd;      // [rows]   out: r of each row, for the backward; on the GPU f32 beside bf16
     double eps = 1e-5;
 };
 void rms_norm_forward(const RmsNormForward& args, Stream stream);
+void rms_norm_forward_cuda(const RmsNormForward& args, Stream stream);
 
 struct RmsNormBackward {
     TensorView s, weight, rstd;       // in: s is x, or the forward's sum
@@ -29,5 +30,6 @@ struct RmsNormBackward {
     GradSlot dx, dresidual, dweight;  // out
 };
 void rms_norm_backward(const RmsNormBackward& args, Stream stream);
+void rms_norm_backward_cuda(const RmsNormBackward& args, Stream stream);
 
 }  // namespace lc::kernels

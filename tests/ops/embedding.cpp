@@ -23,6 +23,8 @@ LC_OP_CASES(embedding) {
     add(make("repeated", 3, 5, {2, 7}, DType::i64));
     add(make("wide", 11, 130, {3, 17}, DType::i32));
     add(make("flat", 9, 4, {6}, DType::i64));
+    add(make("runs", 40, 72, {2, 33}, DType::i64));
+    add(make("one_id", 1, 16, {300}, DType::i32));
     OpCase bench = make("8x1024_v8192_d512", 8192, 512, {8, 1024}, DType::i32);
     bench.bench = true;
     add(bench);

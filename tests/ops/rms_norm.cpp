@@ -14,13 +14,13 @@ OpCase make(std::string variant, Shape x, Use use) {
              .inputs = {{"x", x}},
              .run = {}};
     if (use == Use::Alone) {
-        c.inputs.push_back({"weight", {x[-1]}});
+        c.inputs.push_back({.name = "weight", .shape = {x[-1]}, .wide = true});
         c.run = [](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], 1e-5)}; };
         c.flops = 4 * n, c.bytes = 8 * n, c.backward_flops = 10 * n, c.backward_bytes = 20 * n;
         return c;
     }
     c.inputs.push_back({"residual", x});
-    c.inputs.push_back({"weight", {x[-1]}});
+    c.inputs.push_back({.name = "weight", .shape = {x[-1]}, .wide = true});
     c.inputs.back().differentiable = use != Use::SumOnly;
     c.run = [use](const Tensors& in) -> Tensors {
         const auto [y, sum] = add_rms_norm(in[0], in[1], in[2], 1e-6);
@@ -39,7 +39,12 @@ LC_OP_CASES(rms_norm) {
     add(make("vector", {5}, Use::Alone));
     add(make("odd", {2, 3, 7}, Use::Alone));
     add(make("wide", {9, 133}, Use::Alone));
+    add(make("half_block", {2, 1032}, Use::Alone));
+    add(make("long", {2, 8200}, Use::Alone));
     add(make("odd", {2, 3, 7}, Use::Both));
+    add(make("warp", {70, 264}, Use::Both));
+    add(make("block", {2, 2064}, Use::Both));
+    add(make("long", {2, 8200}, Use::Both));
     add(make("wide", {9, 133}, Use::Both));
     add(make("norm_only", {3, 35}, Use::NormOnly));
     add(make("sum_only", {3, 35}, Use::SumOnly));
