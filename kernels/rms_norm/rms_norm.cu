@@ -186,16 +186,18 @@ static_assert(kBlock == kWeightColumns);
 void backward_weight(const RmsNormBackward& args, Stream stream) {
     const DeviceRows s(args.s, args.s.dtype);
     const int64_t slices = args.dy ? ceil_div(s.rows, kWeightRows) : 0;  // no dy: a sum over nothing
-    const Tensor parts = Tensor::empty({slices, s.columns}, DType::f32, args.s.device);
+    const DeviceScratch<float> parts(slices * s.columns, stream);
     if (slices > 0 && s.columns > 0) {
         const DeviceRows dy(args.dy, args.dy.dtype);
         const dim3 grid(grid_x(ceil_div(s.columns, kWeightColumns)),
                         static_cast<unsigned>(std::min<int64_t>(slices, 65535)));
         weight_kernel<<<grid, kBlock, 0, cuda::handle_of(stream)>>>(RowElements(s), RowElements(dy), Operand(args.rstd),
-                                                                    s.rows, s.columns, parts.data<float>());
+                                                                    s.rows, s.columns, parts.data());
         LC_LAUNCHED("rms_norm", cuda::handle_of(stream));
     }
-    column_sum_cuda(DeviceRows(parts.view(), DType::f32), args.dweight, stream);
+    const TensorView table{reinterpret_cast<std::byte*>(parts.data()), Layout::contiguous({slices, s.columns}),
+                           DType::f32, args.s.device};
+    column_sum_cuda(DeviceRows(table, DType::f32), args.dweight, stream);
 }
 
 }  // namespace

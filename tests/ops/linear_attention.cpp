@@ -57,6 +57,11 @@ OpCase make(std::string variant, Options o) {
         "different "
         "orders: two draws of one distribution. Over 40 seeds the ratio of their largest errors had median 1.0, "
         "maximum 3.3.";
+    if (o.activation == FeatureActivation::relu) {
+        c.tolerance_factor = 8;
+        c.tolerance_reason += " Nearly all relu features of a row may be 0: Z is then small, and y, rounded to 16 bits on the "
+                              "GPU, enters dZ = -(dy . y) / Z.";
+    }
     return c;
 }
 

@@ -98,11 +98,23 @@ cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Op
     return result.algo;
 }
 
+// A sum over nothing: C = beta C.
+void scale_by_beta(const CudaGemm& g, Stream stream) {
+    LC_CHECK(g.beta == 0 || g.beta == 1, "gemm: beta must be 0 or 1 where K is 0, got {}", g.beta);
+    if (g.beta == 1) return;
+    const auto width = static_cast<size_t>(size_of(g.c_dtype));
+    for (int64_t i = 0; i < g.batch; ++i)
+        LC_CUDA(cudaMemset2DAsync(static_cast<std::byte*>(g.c) + static_cast<size_t>(i * g.stride_c) * width,
+                                  static_cast<size_t>(std::max(g.ldc, g.n)) * width, 0,
+                                  static_cast<size_t>(g.n) * width, static_cast<size_t>(g.m), cuda::handle_of(stream)));
+}
+
 }  // namespace
 
 void gemm(const CudaGemm& g, Stream stream) {
     if (g.m == 0 || g.n == 0 || g.batch == 0) return;
-    LC_CHECK(g.k > 0, "gemm: K must be positive, got {}", g.k);
+    if (g.k == 0 && !g.bias) return scale_by_beta(g, stream);
+    LC_CHECK(g.k > 0, "gemm: a product over nothing with a bias is not supported");
     LC_CHECK(!g.bias || g.beta == 0, "gemm: a bias and beta = {} exclude each other", g.beta);
     const ProfileZone zone("gemm", 2.0 * static_cast<double>(g.m * g.n) * static_cast<double>(g.k * g.batch));
     const cublasLtHandle_t handle = handle_for(stream.device.index);
