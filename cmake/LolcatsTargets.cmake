@@ -107,7 +107,7 @@ function(lc_add_test name)
   target_link_libraries(${name} PRIVATE ${T_LIBRARIES} lc_flags GTest::gtest GTest::gmock GTest::gtest_main)
   lc_precompile(${name} test)
   # Tables of cases are long to optimize and quick to run; what they test is optimized in its own library.
-  target_compile_options(${name} PRIVATE -O1)
+  target_compile_options(${name} PRIVATE -O0)
   target_compile_definitions(${name} PRIVATE LC_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LC_BINARY_DIR="${CMAKE_BINARY_DIR}/bin")
   if(T_WHOLE)
     add_test(NAME ${name} COMMAND ${name})

@@ -6,7 +6,11 @@ set -euo pipefail
 
 install_missing
 choose_preset
-build "$preset" -DBUILD_TESTING=ON  # demo.sh configures without
+architectures=()
+if [ "$preset" = cuda ]; then  # one architecture is enough here: that of the GPU, or Hopper's where there is none to run on
+    architectures=(-DCMAKE_CUDA_ARCHITECTURES="$(nvidia-smi -L >/dev/null 2>&1 && echo native || echo 90a-real)")
+fi
+build "$preset" -DBUILD_TESTING=ON "${architectures[@]}"  # demo.sh configures without
 say "tests ($preset)"
 ctest --preset "$preset" -j "$(nproc)"
 if [ "${1:-}" != --quick ]; then

@@ -62,7 +62,8 @@ struct Walk {
     __host__ void append(const std::array<TensorView, Count>& views, int64_t size, int axis) {
         const auto step = [&](int v) { return axis < 0 ? 1 : views[v].stride(axis); };
         bool merges = rank > 0;
-        for (int v = 0; v < Count; ++v) merges = merges && (!views[v] || strides[v][rank - 1] == step(v) * size);
+        const int last = rank > 0 ? rank - 1 : 0;
+        for (int v = 0; v < Count; ++v) merges = merges && (!views[v] || strides[v][last] == step(v) * size);
         if (!merges) shape[rank++] = 1;
         shape[rank - 1] *= size;
         for (int v = 0; v < Count; ++v)
