@@ -7,7 +7,8 @@ set -euo pipefail
 
 install_missing
 choose_preset
-build "$preset" -DBUILD_TESTING=OFF
+configure "$preset" -DBUILD_TESTING=OFF "${architectures[@]}"
+build "$preset"
 bin=build/$preset/bin model=assets/demo/teacher run=runs/demo
 rm -rf "$run"
 start=$(date +%s)

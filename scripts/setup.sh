@@ -33,23 +33,33 @@ install_missing() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+# Sets `preset`, and in `architectures` the option that compiles kernels for one GPU only: the one here, or Hopper where there is
+# none. (A plain `cmake --preset cuda` compiles for all.)
 choose_preset() {
-    preset=cpu
+    preset=cpu architectures=()
     if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then
         export PATH="/usr/local/cuda/bin:$PATH"
     fi
-    command -v nvcc >/dev/null && preset=cuda
-    return 0
+    command -v nvcc >/dev/null || return 0
+    preset=cuda
+    local architecture=90a-real
+    nvidia-smi -L >/dev/null 2>&1 && architecture=native
+    architectures=(-DCMAKE_CUDA_ARCHITECTURES="$architecture")
 }
 
-# build PRESET [cmake options]
-build() {
+# configure PRESET [cmake options]
+configure() {
     local name=$1; shift
     say "configuring build/$name"
     local log="build/$name/configure.log"
     mkdir -p "build/$name"
     cmake --preset "$name" "$@" >"$log" 2>&1 || { cat "$log"; exit 1; }
     grep -E 'CUDA toolkit|openblas|utf8proc' "$log" || true
+}
+
+# build PRESET [options of cmake --build]
+build() {
+    local name=$1; shift
     say "building build/$name"
-    cmake --build --preset "$name"
+    cmake --build --preset "$name" "$@"
 }

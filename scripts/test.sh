@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # Everything from a bare machine to tested: installs what is missing, builds, runs all tests, then the whole CPU suite again
-# under AddressSanitizer and UndefinedBehaviorSanitizer. `--quick` leaves the sanitizer build out.
+# under AddressSanitizer and UndefinedBehaviorSanitizer.
+#   --quick   leaves the sanitizer build out
+#   --ci      runs each test once, for machines with two cores and half an hour: the op cases, the programs and the benchmarks as
+#             they are released, and the whole suite under the sanitizers
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 install_missing
 choose_preset
-architectures=()
-if [ "$preset" = cuda ]; then  # one architecture is enough here: that of the GPU, or Hopper's where there is none to run on
-    architectures=(-DCMAKE_CUDA_ARCHITECTURES="$(nvidia-smi -L >/dev/null 2>&1 && echo native || echo 90a-real)")
+targets=() selection=()
+if [ "${1:-}" = --ci ]; then
+    targets=(--target train_lolcats gen_lolcats test_ops test_e2e bench)
+    selection=(-R '^(ops\.|test_e2e|install_consumer|bench_smoke)')
 fi
-build "$preset" -DBUILD_TESTING=ON "${architectures[@]}"  # demo.sh configures without
+configure "$preset" -DBUILD_TESTING=ON "${architectures[@]}"  # demo.sh configures without
+build "$preset" "${targets[@]}"
 say "tests ($preset)"
-ctest --preset "$preset" -j "$(nproc)"
+ctest --preset "$preset" -j "$(nproc)" "${selection[@]}"
 if [ "${1:-}" != --quick ]; then
+    configure asan
     build asan
     say "tests (AddressSanitizer, UBSan)"
     ctest --preset asan -j "$(nproc)" -LE "slow|no_sanitizer"
