@@ -36,7 +36,9 @@ LC_OP_CASES(feature_map) {
     }
     add(make("relu_head_bias", {2, 2, 7, 8}, {2, 8, 8}, {FeatureActivation::relu, false, true}, {2, 1}));
     add(make("relu_vector_bias", {1, 2, 9, 8}, {4, 8, 5}, {FeatureActivation::relu, false, true}, {4, 5}));
-    add(make("tiles", {2, 2, 35, 128}, {4, 128, 64}, {}));
+    OpCase heavy = make("tiles", {2, 2, 35, 128}, {4, 128, 64}, {});
+    heavy.heavy = true;
+    add(heavy);
     add(make("relu_tiles_bias_skip", {1, 2, 33, 72}, {2, 72, 72}, {FeatureActivation::relu, true, true}, {2, 72}));
     add(make("one", {1, 1, 1, 1}, {1, 1, 1}, {}));
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, {8, 64, 64}, {});

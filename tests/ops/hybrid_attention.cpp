@@ -92,9 +92,12 @@ void add_heads_and_sizes() {
         add(make(fmt::format("{}_d8", name), {.length = 27, .spec = window(4), .d = 8, .f = 8}));
         add(make(fmt::format("{}_d16", name), {.length = 27, .spec = window(4), .d = 16, .f = 16, .heads = 1}));
         add(make(fmt::format("{}_d64", name), {.length = 11, .spec = window(4), .d = 64, .f = 64, .heads = 1}));
-        add(make(fmt::format("{}_d128_f64_w64", name),
-                 {.length = 133, .spec = window(64), .d = 128, .f = 64, .heads = 1}));
-        add(make(fmt::format("{}_w4_T300", name), {.length = 300, .spec = window(4), .heads = 1}));
+        for (OpCase heavy : {make(fmt::format("{}_d128_f64_w64", name),
+                                  {.length = 133, .spec = window(64), .d = 128, .f = 64, .heads = 1}),
+                             make(fmt::format("{}_w4_T300", name), {.length = 300, .spec = window(4), .heads = 1})}) {
+            heavy.heavy = true;
+            add(heavy);
+        }
         add(make(fmt::format("{}_d1_f1", name), {.length = 11, .spec = window(4), .d = 1, .f = 1}));
     }
 }

@@ -73,7 +73,9 @@ LC_OP_CASES(linear_attention) {
     add(make("t1", {.t = 1, .state_in = true}));
     for (const int64_t d : {4, 16}) add(make(fmt::format("d{}", d), {.batch = 1, .t = 67, .d = d, .f = d}));
     add(make("d64", {.batch = 1, .heads = 1, .kv_heads = 1, .states = 1, .t = 66, .d = 64, .f = 32}));
-    add(make("d128_f64", {.batch = 1, .heads = 1, .kv_heads = 1, .states = 1, .t = 133, .d = 128, .f = 64}));
+    OpCase heavy = make("d128_f64", {.batch = 1, .heads = 1, .kv_heads = 1, .states = 1, .t = 133, .d = 128, .f = 64});
+    heavy.heavy = true;
+    add(heavy);
     for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{1, 1}, {4, 4}, {4, 2}, {4, 1}}) {
         const Options o{.heads = heads, .kv_heads = kv_heads, .states = heads, .t = 70};
         add(make(fmt::format("h{}_kv{}_map_a_query_head", heads, kv_heads), o));

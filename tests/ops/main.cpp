@@ -42,14 +42,14 @@ class OpTest : public ::testing::Test {
 };
 
 void register_case(const OpCase& op_case, const Target& target) {
-    std::vector<std::pair<std::string, Check>> checks = {
-        {"correct", lc::testing::check_correct},
-        {"memory", lc::testing::check_memory},
-        {"layouts", lc::testing::check_layouts},
-        {"repeatable", lc::testing::check_repeatable},
-    };
     const bool cuda = target.device.is_cuda();
-    if (op_case.differentiable) {
+    std::vector<std::pair<std::string, Check>> checks = {{"correct", lc::testing::check_correct}};
+    const bool all = cuda || !op_case.heavy;
+    if (all)
+        checks.insert(checks.end(), {{"memory", lc::testing::check_memory},
+                                     {"layouts", lc::testing::check_layouts},
+                                     {"repeatable", lc::testing::check_repeatable}});
+    if (all && op_case.differentiable) {
         checks.insert(checks.end(), {{"subsets", lc::testing::check_needs_grad_subsets},
                                      {"accumulates", lc::testing::check_accumulates}});
         if (!cuda) checks.push_back({"gradients", lc::testing::check_gradients});

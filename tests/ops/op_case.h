@@ -50,6 +50,7 @@ struct OpCase {
     double tolerance_factor = 1;
     std::string tolerance_reason;
     double gradcheck_tolerance = 1e-6;
+    bool heavy = false;                          // sizes for the GPU's tiles: the CPU runs the correctness check only
     bool strided_inputs = true;                  // false: an input layout is part of the op's contract (say why there)
 };
 

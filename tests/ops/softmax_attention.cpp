@@ -38,11 +38,18 @@ LC_OP_CASES(softmax_attention) {
     add(make("many_heads", {1, 70, 1, 3, 5, 4}));
     add(make("one", {1, 1, 1, 1, 1, 1}));
     // Head dims and tails of the tiled GPU forms: 64 and 128 on tensor cores, others not.
-    add(make("tiles_d64", {1, 4, 2, 130, 130, 64}));
-    add(make("tiles_d128", {2, 2, 1, 67, 67, 128}));
-    add(make("tiles_d64_cache", {1, 2, 2, 70, 201, 64}));
-    add(make("tiles_d128_cache", {1, 3, 1, 5, 140, 128}));
-    add(make("tiles_d160", {1, 2, 1, 35, 35, 160}));
+    const auto heavy = [](OpCase c) {
+        c.heavy = true;
+        c.tolerance_factor = 2;
+        c.tolerance_reason = "Scores of large inputs pass 100 at these head dims: the rounding of a dot product, in another order of "
+                             "summation, goes into an exponent.";
+        add(c);
+    };
+    heavy(make("tiles_d64", {1, 4, 2, 130, 130, 64}));
+    heavy(make("tiles_d128", {2, 2, 1, 67, 67, 128}));
+    heavy(make("tiles_d64_cache", {1, 2, 2, 70, 201, 64}));
+    heavy(make("tiles_d128_cache", {1, 3, 1, 5, 140, 128}));
+    heavy(make("tiles_d160", {1, 2, 1, 35, 35, 160}));
 
     // As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
     OpCase projected = make("as_projected", {2, 4, 2, 70, 70, 8});
@@ -55,7 +62,7 @@ LC_OP_CASES(softmax_attention) {
     OpCase projected_tiles = make("as_projected_d64", {2, 4, 2, 66, 66, 64});
     for (OpInput& input : projected_tiles.inputs) std::swap(input.shape[1], input.shape[2]);
     projected_tiles.run = projected.run;
-    add(projected_tiles);
+    heavy(projected_tiles);
 
     for (const auto& [name, size] : {std::pair<const char*, Size>{"8x1024_h8_d64", {8, 8, 8, 1024, 1024, 64}},
                                      {"2x1024_h32_kv8_d128", {2, 32, 8, 1024, 1024, 128}},
