@@ -1,7 +1,5 @@
 // The same for GoogleTest binaries.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
-
-#include "library.h"
+#include "json.h"

@@ -1,5 +1,6 @@
 #include "io/tokenizer/pre_tokenizer.h"
 
+#include <algorithm>
 #include <optional>
 
 #include "io/tokenizer/unicode_compat.h"

@@ -87,4 +87,60 @@ TEST(Architecture, OnlyAppsMayExit) {
     }
 }
 
+// Headers that the build precompiles (cmake/precompiled), with names that they declare. A file that uses a name includes its
+// header, itself or through headers of ours: else it would compile only where headers are precompiled.
+const std::map<std::string, std::vector<std::string>> kDeclares = {
+    {"<algorithm>", {"std::sort(", "std::min(", "std::max(", "std::clamp(", "std::copy(", "std::fill("}},
+    {"<array>", {"std::array<"}},
+    {"<atomic>", {"std::atomic<"}},
+    {"<cmath>", {"std::sqrt(", "std::exp(", "std::log(", "std::pow(", "std::isfinite(", "std::isnan(", "std::fabs("}},
+    {"<cstring>", {"std::memcpy(", "std::memset(", "std::memcmp("}},
+    {"<filesystem>", {"std::filesystem"}},
+    {"<fmt/format.h>", {"fmt::format(", "fmt::print(", "fmt::format_to("}},
+    {"<fstream>", {"std::ifstream", "std::ofstream"}},
+    {"<functional>", {"std::function<"}},
+    {"<gmock/gmock.h>", {"EXPECT_THAT(", "ASSERT_THAT("}},
+    {"<gtest/gtest.h>", {"EXPECT_EQ(", "ADD_FAILURE("}},
+    {"<limits>", {"std::numeric_limits<"}},
+    {"<map>", {"std::map<"}},
+    {"<memory>", {"std::unique_ptr<", "std::shared_ptr<", "std::make_unique<", "std::make_shared<"}},
+    {"<mutex>", {"std::mutex", "std::lock_guard", "std::scoped_lock", "std::unique_lock"}},
+    {"<nlohmann/json.hpp>", {"Json::array(", "Json::object(", "Record::object(", "nlohmann::ordered_json::"}},
+    {"<optional>", {"std::optional<", "std::nullopt"}},
+    {"<span>", {"std::span<"}},
+    {"<stdexcept>", {"std::runtime_error", "std::invalid_argument"}},
+    {"<string>", {"std::string(", "std::string&", "std::string ", "std::to_string("}},
+    {"<string_view>", {"std::string_view"}},
+    {"<unordered_map>", {"std::unordered_map<"}},
+    {"<vector>", {"std::vector<"}},
+};
+
+// "<vector>" and "core/tensor.h": what `path` includes, and what that includes in turn.
+void collect_includes(const fs::path& path, std::set<std::string>& found) {
+    for (const std::string& line : lines_of(path)) {
+        if (!line.starts_with("#include ")) continue;
+        const bool ours = line[9] == '"';
+        const std::string name = line.substr(ours ? 10 : 9, line.find(ours ? '"' : '>', 10) - (ours ? 10 : 8));
+        if (found.insert(name).second && ours) collect_includes(kRoot / name, found);
+    }
+}
+
+TEST(Architecture, FilesIncludeWhatTheyUse) {
+    std::vector<std::string> rooms = {"tests", "bench"};
+    for (const auto& [room, allowed] : kMayInclude) rooms.push_back(room);
+    for (const std::string& room : rooms)
+        for (const fs::path& path : sources_of(room)) {
+            if (path.extension() == ".cu" || path.filename() == "architecture_test.cpp") continue;  // not precompiled; the table
+            std::set<std::string> included;
+            collect_includes(path, included);
+            for (const auto& [header, names] : kDeclares) {
+                if (included.contains(header)) continue;
+                for (const std::string& line : lines_of(path))
+                    for (const std::string& name : names)
+                        EXPECT_GE(line.find(name), line.find("//"))  // fine in a comment
+                            << fs::relative(path, kRoot) << " lacks #include " << header << ": " << line;
+            }
+        }
+}
+
 }  // namespace

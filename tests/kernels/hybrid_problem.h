@@ -2,6 +2,8 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "autograd/engine.h"
 #include "autograd/node.h"
 #include "autograd/ops/hybrid_attention.h"
