@@ -18,7 +18,6 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "core/check.h"
 

@@ -8,7 +8,7 @@
 namespace lc::apps {
 namespace {
 
-struct LinearizeFlags {
+struct Flags {
     RunFlags run;
     std::string model, stages = "transfer,finetune";
     std::string attention = "hybrid", window_kind = "terraced", feature_map = "hedgehog", feature_map_heads = "query";
@@ -17,7 +17,7 @@ struct LinearizeFlags {
     double transfer_lr = 1e-2, finetune_lr = 1e-4;
 };
 
-void add_attention(CLI::App& verb, LinearizeFlags& flags) {
+void add_attention(CLI::App& verb, Flags& flags) {
     models::AttentionSpec& spec = flags.options.attention;
     verb.add_option("--attention", flags.attention, "hybrid (window and linear) or linear");
     verb.add_option("--window-kind", flags.window_kind, "terraced or sliding");
@@ -30,7 +30,7 @@ void add_attention(CLI::App& verb, LinearizeFlags& flags) {
     verb.add_option("--softmax-layers", spec.softmax_layers, "layers left as they are, e.g. 0,1,2")->delimiter(',');
 }
 
-void add_stages(CLI::App& verb, LinearizeFlags& flags) {
+void add_stages(CLI::App& verb, Flags& flags) {
     train::LinearizeOptions& options = flags.options;
     verb.add_option("--stages", flags.stages, "transfer,finetune or one of them; finetune alone trains the maps too");
     verb.add_option("--transfer-steps", options.transfer_budget.steps, "optimizer steps of stage 1; 0: by epochs")
@@ -53,7 +53,7 @@ void add_stages(CLI::App& verb, LinearizeFlags& flags) {
     verb.add_option("--plateau-scope", flags.plateau, "stage 1: one learning rate (global) or one a layer");
 }
 
-void resolve_stages(LinearizeFlags& flags) {
+void resolve_stages(Flags& flags) {
     train::LinearizeOptions& options = flags.options;
     options.transfer = options.finetune = false;
     for (const std::string& stage : CLI::detail::split(flags.stages, ',')) {
@@ -68,7 +68,7 @@ void resolve_stages(LinearizeFlags& flags) {
     options.transfer_loop.plateau = train::scope_from(flags.plateau);
 }
 
-int run(CLI::App& program, const Settings& settings, LinearizeFlags& flags) {
+int run(CLI::App& program, const Settings& settings, Flags& flags) {
     if (flags.run.begin(flags.model + "/tokenizer.json")) return 0;
     train::LinearizeOptions& options = flags.options;
     options.model = flags.model;
@@ -93,7 +93,7 @@ int run(CLI::App& program, const Settings& settings, LinearizeFlags& flags) {
 
 Verb add_linearize(CLI::App& program) {
     CLI::App* verb = program.add_subcommand("linearize", "turn a softmax model into a linear-attention one (LoLCATs)");
-    const auto flags = std::make_shared<LinearizeFlags>();
+    const auto flags = std::make_shared<Flags>();
     verb->add_option("--model", flags->model, "Hugging Face model directory")->required();
     flags->run.add_data(*verb);
     flags->run.add_loop(*verb);

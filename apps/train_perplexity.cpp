@@ -12,7 +12,7 @@
 namespace lc::apps {
 namespace {
 
-struct PerplexityFlags {
+struct Flags {
     std::string model, run, text, json, terms = "both";
     int64_t seq_len = 1024, limit = 0, batch = 4, threads = 0;
 };
@@ -24,13 +24,13 @@ std::string_view first_code_points(std::string_view text, int64_t count) {
     return text;
 }
 
-models::Decoder load(const PerplexityFlags& flags) {
+models::Decoder load(const Flags& flags) {
     models::Decoder decoder = models::Decoder::load(flags.model);
     if (!flags.run.empty()) models::apply_run(decoder, flags.run, models::model_hash(flags.model));
     return decoder;
 }
 
-int run(const PerplexityFlags& flags) {
+int run(const Flags& flags) {
     if (flags.threads > 0) set_num_threads(static_cast<int>(flags.threads));
     LC_REQUIRE(Usage, !flags.run.empty() || flags.terms == "both",
                "--attention-terms {} needs --run: the model itself is softmax", flags.terms);
@@ -62,7 +62,7 @@ int run(const PerplexityFlags& flags) {
 
 Verb add_perplexity(CLI::App& program) {
     CLI::App* verb = program.add_subcommand("perplexity", "perplexity of a text: whole sequences, no BOS, tokens 2..n");
-    const auto flags = std::make_shared<PerplexityFlags>();
+    const auto flags = std::make_shared<Flags>();
     verb->add_option("--model", flags->model, "Hugging Face model directory")->required();
     verb->add_option("--run", flags->run, "run directory of linearize; none: the model as it is");
     verb->add_option("--text", flags->text, "UTF-8 text file")->required();

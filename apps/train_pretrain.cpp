@@ -7,11 +7,11 @@
 namespace lc::apps {
 namespace {
 
-struct PretrainFlags {
+struct Flags {
     RunFlags run;
     std::string model_config, tokenizer, dtype = "bf16";
     train::PretrainOptions options;
-    PretrainFlags() {
+    Flags() {
         run.schedule = "cosine";
         run.clip_scope = "global";
         run.loop.schedule = {.base = 1e-3, .min = 1e-4, .warmup = 100};
@@ -23,7 +23,7 @@ struct PretrainFlags {
     }
 };
 
-int run(CLI::App& program, const Settings& settings, PretrainFlags& flags) {
+int run(CLI::App& program, const Settings& settings, Flags& flags) {
     if (flags.run.begin(flags.tokenizer)) return 0;
     train::PretrainOptions& options = flags.options;
     options.model_config = flags.model_config;
@@ -45,7 +45,7 @@ int run(CLI::App& program, const Settings& settings, PretrainFlags& flags) {
 
 Verb add_pretrain(CLI::App& program) {
     CLI::App* verb = program.add_subcommand("pretrain", "train a Llama from random weights");
-    const auto flags = std::make_shared<PretrainFlags>();
+    const auto flags = std::make_shared<Flags>();
     verb->add_option("--model-config", flags->model_config, "config.json of the model to make")->required();
     verb->add_option("--tokenizer", flags->tokenizer, "tokenizer.json (see train-tokenizer)")->required();
     flags->run.add_data(*verb);

@@ -26,10 +26,6 @@ target_compile_options(lc_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers
     -diag-suppress=20208>
   $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LOLCATS_WERROR}>>:-Werror=all-warnings>)
-if(CMAKE_UNITY_BUILD)
-  # Every file is an included one there, and GCC warns of a public class in it with a member that is private to the file.
-  target_compile_options(lc_flags INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
-endif()
 if(LOLCATS_NATIVE)
   target_compile_options(lc_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
@@ -39,29 +35,15 @@ if(LOLCATS_SANITIZE)
   target_link_options(lc_flags INTERFACE -fsanitize=${LOLCATS_SANITIZE})
 endif()
 
-# lc_precompile(<target> <library|json|test>): what nearly every file of such targets includes is parsed once for all of them
-# (cmake/precompiled/), so they are compiled with the same options. Sources name what they use all the same:
-# tests/architecture sees to that, and so does a build with ccache, which caches whole files instead.
+# lc_precompile(<target> <library|json|test>): what nearly every file of the target includes is parsed once (cmake/precompiled/):
+# half of the build's time. Sources name what they use all the same, and a build with ccache, which caches whole files instead,
+# sees to that.
 function(lc_precompile target kind)
   if(NOT CCACHE_PROGRAM)
-    target_precompile_headers(${target} REUSE_FROM lc_precompiled_${kind})
+    target_precompile_headers(${target} PRIVATE
+      "$<$<COMPILE_LANGUAGE:CXX>:${PROJECT_SOURCE_DIR}/cmake/precompiled/${kind}.h>")
   endif()
 endfunction()
-
-# Holds the precompiled header of a kind and nothing else: GCC refuses one that was made with a macro its user lacks, so no
-# target with definitions of its own can be the maker.
-function(lc_add_precompiled kind)
-  cmake_parse_arguments(P "" "" "LIBRARIES;OPTIONS" ${ARGN})
-  if(NOT CCACHE_PROGRAM)
-    file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/precompiled/${kind}.cpp CONTENT "")
-    add_library(lc_precompiled_${kind} OBJECT ${PROJECT_BINARY_DIR}/precompiled/${kind}.cpp)
-    target_link_libraries(lc_precompiled_${kind} PRIVATE lc_flags ${P_LIBRARIES})
-    target_compile_options(lc_precompiled_${kind} PRIVATE ${P_OPTIONS})
-    target_precompile_headers(lc_precompiled_${kind} PRIVATE ${PROJECT_SOURCE_DIR}/cmake/precompiled/${kind}.h)
-  endif()
-endfunction()
-lc_add_precompiled(library LIBRARIES fmt::fmt)
-lc_add_precompiled(json LIBRARIES fmt::fmt nlohmann_json::nlohmann_json)
 
 # lc_add_room(<name> SOURCES ... [DEPENDS <rooms above it may not include>] [LIBRARIES ...])
 # An upward include fails to compile: a room's headers are visible only to those that link it. The include root is the
@@ -114,17 +96,6 @@ function(lc_add_op op)
   endif()
 endfunction()
 
-# Tables of cases are long to optimize and quick to run; what they test is optimized in its own library.
-set(LC_TEST_OPTIONS -O0)
-if(BUILD_TESTING)
-  lc_add_precompiled(test LIBRARIES fmt::fmt nlohmann_json::nlohmann_json GTest::gtest GTest::gmock OPTIONS ${LC_TEST_OPTIONS})
-  # Programs are compiled with -fPIE where libraries are with -fPIC.
-  if(TARGET lc_precompiled_test)
-    set_target_properties(lc_precompiled_test PROPERTIES POSITION_INDEPENDENT_CODE OFF)
-    target_compile_options(lc_precompiled_test PRIVATE -fPIE)
-  endif()
-endif()
-
 # lc_add_test(<name> SOURCES ... LIBRARIES ... LABELS ...): one GoogleTest binary, each TEST its own ctest entry unless
 # it says WHOLE (then the binary is one entry; for suites of thousands of tiny cases).
 function(lc_add_test name)
@@ -133,10 +104,10 @@ function(lc_add_test name)
     set(T_TIMEOUT 300)
   endif()
   add_executable(${name} ${T_SOURCES})
-  target_link_libraries(${name} PRIVATE ${T_LIBRARIES} lc_flags fmt::fmt nlohmann_json::nlohmann_json
-                                        GTest::gtest GTest::gmock GTest::gtest_main)
-  target_compile_options(${name} PRIVATE ${LC_TEST_OPTIONS})
+  target_link_libraries(${name} PRIVATE ${T_LIBRARIES} lc_flags GTest::gtest GTest::gmock GTest::gtest_main)
   lc_precompile(${name} test)
+  # Tables of cases are long to optimize and quick to run; what they test is optimized in its own library.
+  target_compile_options(${name} PRIVATE -O0)
   target_compile_definitions(${name} PRIVATE LC_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LC_BINARY_DIR="${CMAKE_BINARY_DIR}/bin")
   if(T_WHOLE)
     add_test(NAME ${name} COMMAND ${name})

@@ -1,11 +1,9 @@
 // Tensor: a value handle on shared storage with a layout and a dtype. TensorView: what kernels get, without ownership.
 #pragma once
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "core/device.h"

@@ -1,5 +1,7 @@
 // The same for GoogleTest binaries.
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "json.h"
+#include <filesystem>
+#include <fstream>
+
+#include "library.h"

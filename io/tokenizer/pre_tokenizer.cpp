@@ -1,6 +1,5 @@
 #include "io/tokenizer/pre_tokenizer.h"
 
-#include <algorithm>
 #include <optional>
 
 #include "io/tokenizer/unicode_compat.h"

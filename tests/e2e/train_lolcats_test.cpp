@@ -1,7 +1,6 @@
 // train_lolcats as a user runs it, on a model that it made itself: killed at random moments, asked to stop, resumed.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <fstream>
 #include <map>
 

@@ -2,8 +2,6 @@
 #pragma once
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "autograd/engine.h"
 #include "autograd/node.h"
 #include "autograd/ops/hybrid_attention.h"

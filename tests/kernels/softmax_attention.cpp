@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "autograd/engine.h"
 #include "autograd/node.h"
 #include "core/parallel.h"

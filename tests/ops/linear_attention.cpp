@@ -1,7 +1,5 @@
 #include "autograd/ops/linear_attention.h"
 
-#include <cmath>
-
 #include "autograd/ops/views.h"
 #include "tests/ops/op_case.h"
 

@@ -3,12 +3,10 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <random>
-#include <stdexcept>
 #include <thread>
 
 #include "io/text.h"
