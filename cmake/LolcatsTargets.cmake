@@ -66,27 +66,25 @@ function(lc_add_room name)
 endfunction()
 
 # lc_add_op(X): the one way an op enters the build. Collects its files by name and refuses an op that lacks one:
-#   kernels/X/X.h  X_naive.h  X.cpp     autograd/ops/X.h  X.cpp     tests/ops/X.cpp
+#   kernels/X/X.h  X_naive.h  X.cpp  X.cu     autograd/ops/X.h  X.cpp     tests/ops/X.cpp
 # lc_add_op(X NO_GRAD) is for kernels that never stand on a tape (optimizer, decode step): no autograd/ops files.
 # Fills LC_OPS, LC_KERNEL_SOURCES, LC_OP_SOURCES and LC_OP_TESTS, which the rooms below read.
 function(lc_add_op op)
   cmake_parse_arguments(OP "NO_GRAD" "" "" ${ARGN})
-  set(required kernels/${op}/${op}.h kernels/${op}/${op}_naive.h kernels/${op}/${op}.cpp tests/ops/${op}.cpp)
+  set(required kernels/${op}/${op}.h kernels/${op}/${op}_naive.h kernels/${op}/${op}.cpp kernels/${op}/${op}.cu
+               tests/ops/${op}.cpp)
   if(NOT OP_NO_GRAD)
     list(APPEND required autograd/ops/${op}.h autograd/ops/${op}.cpp)
   endif()
   foreach(file IN LISTS required)
     if(NOT EXISTS ${PROJECT_SOURCE_DIR}/${file})
-      message(FATAL_ERROR "op '${op}' lacks ${file}: an op is its contract, naive form, front door, node and test")
+      message(FATAL_ERROR "op '${op}' lacks ${file}: an op is its contract, naive form, front door, GPU form, node and test")
     endif()
   endforeach()
   file(GLOB kernel_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/${op}/*.cpp)
   if(LOLCATS_CUDA)
     file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/${op}/*.cu)
     list(APPEND kernel_sources ${cuda_sources})
-    if(cuda_sources)
-      set_property(GLOBAL APPEND PROPERTY LC_CUDA_OPS ${op})
-    endif()
   endif()
   set_property(GLOBAL APPEND PROPERTY LC_OPS ${op})
   set_property(GLOBAL APPEND PROPERTY LC_KERNEL_SOURCES ${kernel_sources})
