@@ -7,12 +7,15 @@
 #include <map>
 #include <mutex>
 
+#include "core/cuda/runtime.h"
+#include "core/log.h"
 #include "core/parallel.h"
 
 namespace lc {
 namespace {
 
 std::atomic<bool> enabled{false};
+Device waited_for;  // written while no zone is open
 std::mutex mutex;
 std::map<std::string, ProfileEntry, std::less<>> table;
 
@@ -28,7 +31,10 @@ void record(std::string_view name, double seconds, double flops, double bytes) {
 
 }  // namespace
 
-void profile_enable(bool on) { enabled = on; }
+void profile_enable(bool on, Device device) {
+    waited_for = device;
+    enabled = on;
+}
 bool profile_enabled() { return enabled.load(std::memory_order_relaxed); }
 
 void profile_reset() {
@@ -61,14 +67,27 @@ std::string profile_table(double wall_seconds) {
 }
 
 ProfileZone::ProfileZone(const char* name, double flops, double bytes)
-    : name_(profile_enabled() ? name : nullptr), flops_(flops), bytes_(bytes) {
-    if (name_) start_ = std::chrono::steady_clock::now();
+    : name_(name), timed_(profile_enabled()), flops_(flops), bytes_(bytes) {
+    cuda::push_range(name);
+    if (!timed_) return;
+    synchronize(waited_for);
+    start_ = std::chrono::steady_clock::now();
 }
 
 ProfileZone::~ProfileZone() {
-    if (!name_) return;
+    cuda::pop_range();
+    if (!timed_) return;
+    try {
+        synchronize(waited_for);
+    } catch (const Error& error) {
+        log_line(LogLevel::Error, error.what());
+    }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     record(name_, in_parallel() ? seconds / num_threads() : seconds, flops_, bytes_);
 }
+
+ProfileRange::ProfileRange(std::string_view name) { cuda::push_range(std::string(name).c_str()); }
+ProfileRange::ProfileRange(std::string_view name, int64_t index) { cuda::push_range(fmt::format("{} {}", name, index).c_str()); }
+ProfileRange::~ProfileRange() { cuda::pop_range(); }
 
 }  // namespace lc

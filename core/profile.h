@@ -3,7 +3,9 @@
 //   ProfileZone zone("gemm", flops, bytes);      // until the end of the scope
 //   profile_count("fallback hybrid_attention");
 //
-// Time is wall time. A zone opened inside parallel_for is charged 1/threads of its duration, so that the times of
+// Time is wall time; with a GPU named to profile_enable, a zone waits for it at both ends, so that the time is the work's and not
+// the launch's. In a build with CUDA, zones and ranges are NVTX ranges too, which Nsight shows and selects by
+// (docs/profiling.md). A zone opened inside parallel_for is charged 1/threads of its duration, so that the times of
 // sibling zones add up to the wall time of the step. Zones nest: a zone's time includes that of zones opened within it.
 #pragma once
 #include <chrono>
@@ -11,6 +13,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "core/device.h"
 
 namespace lc {
 
@@ -22,7 +26,7 @@ struct ProfileEntry {
     double bytes = 0;
 };
 
-void profile_enable(bool on);
+void profile_enable(bool on, Device device = {});
 bool profile_enabled();
 void profile_reset();
 void profile_count(std::string_view name);
@@ -37,9 +41,20 @@ class ProfileZone {
     ProfileZone& operator=(const ProfileZone&) = delete;
 
   private:
-    const char* name_;  // null: profiling is off
+    const char* name_;
+    bool timed_;
     double flops_ = 0, bytes_ = 0;
     std::chrono::steady_clock::time_point start_;
+};
+
+// Where the program is, for Nsight only: "stage transfer", "layer 3". No entry in the table.
+class ProfileRange {
+  public:
+    explicit ProfileRange(std::string_view name);
+    ProfileRange(std::string_view name, int64_t index);
+    ~ProfileRange();
+    ProfileRange(const ProfileRange&) = delete;
+    ProfileRange& operator=(const ProfileRange&) = delete;
 };
 
 }  // namespace lc

@@ -1,5 +1,6 @@
 // The CUDA runtime of a build without CUDA.
 #include "core/cuda/runtime.h"
+#include "core/cuda/stream.h"
 
 namespace lc::cuda {
 namespace {
@@ -14,6 +15,10 @@ std::byte* allocate(Device, int64_t) { refuse(); }
 void release(Device, std::byte*) {}
 std::byte* allocate_pinned(int64_t) { refuse(); }
 void release_pinned(std::byte*) {}
+void push_range(const char*) {}
+void pop_range() {}
+void profiler_start() { refuse(); }
+void profiler_stop() { refuse(); }
 Stream default_stream(int) { refuse(); }
 void make_current(Device) { refuse(); }
 void synchronize(Stream) { refuse(); }
@@ -21,5 +26,16 @@ void fill_bytes(std::byte*, int, int64_t, Stream) { refuse(); }
 void copy_bytes(std::byte*, const std::byte*, int64_t, Stream) { refuse(); }
 void copy_strided(const TensorView&, const TensorView&, Stream) { refuse(); }
 void fill(const TensorView&, double, Stream) { refuse(); }
+void fill_normal(const TensorView&, double, const Random&, Stream) { refuse(); }
+
+OwnedStream::OwnedStream(int) { refuse(); }
+OwnedStream::~OwnedStream() = default;
+Event::Event(bool) { refuse(); }
+Event::~Event() = default;
+void Event::record(Stream) { refuse(); }
+bool Event::reached() const { refuse(); }
+void Event::wait() { refuse(); }
+void Event::block(Stream) { refuse(); }
+double Event::ms_since(const Event&) const { refuse(); }
 
 }  // namespace lc::cuda

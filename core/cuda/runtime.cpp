@@ -1,10 +1,14 @@
 #include "core/cuda/runtime.h"
 
+#include <cuda_profiler_api.h>
+#include <nvtx3/nvToolsExt.h>
+
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
 
+#include "core/cuda/check.h"
 #include "core/cuda/stream.h"
 #include "core/log.h"
 
@@ -23,6 +27,10 @@ bool debug_sync() {
 void log_failure(cudaError_t error, const char* what) {
     if (error != cudaSuccess && error != cudaErrorCudartUnloading)
         log_line(LogLevel::Error, fmt::format("{}: {}", what, cudaGetErrorString(error)));
+}
+
+cudaEvent_t event(void* handle) {
+    return static_cast<cudaEvent_t>(handle);
 }
 
 }  // namespace
@@ -93,6 +101,19 @@ void release_pinned(std::byte* block) {
     log_failure(cudaFreeHost(block), "cudaFreeHost");
 }
 
+void push_range(const char* name) {
+    nvtxRangePushA(name);
+}
+void pop_range() {
+    nvtxRangePop();
+}
+void profiler_start() {
+    LC_CUDA(cudaProfilerStart());
+}
+void profiler_stop() {
+    LC_CUDA(cudaProfilerStop());
+}
+
 Stream default_stream(int index) {
     static std::mutex mutex;
     static auto* streams = new std::map<int, std::unique_ptr<OwnedStream>>;  // never destroyed: the driver may go first
@@ -133,32 +154,45 @@ void copy_bytes(std::byte* to, const std::byte* from, int64_t bytes, Stream stre
     if (pageable(to) || pageable(from)) synchronize(stream);
 }
 
-OwnedStream::OwnedStream(int device_index) : device_index_(device_index) {
-    make_current({DeviceType::cuda, device_index});
-    LC_CUDA(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking));
+OwnedStream::OwnedStream(int device_index) : stream_{{DeviceType::cuda, device_index}, nullptr} {
+    make_current(stream_.device);
+    cudaStream_t handle = nullptr;
+    LC_CUDA(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking));
+    stream_.handle = handle;
 }
 OwnedStream::~OwnedStream() {
-    log_failure(cudaStreamDestroy(handle_), "cudaStreamDestroy");
+    log_failure(cudaStreamDestroy(handle_of(stream_)), "cudaStreamDestroy");
 }
 
 Event::Event(bool timed) {
-    LC_CUDA(cudaEventCreateWithFlags(&handle_, timed ? cudaEventDefault : cudaEventDisableTiming));
+    cudaEvent_t handle = nullptr;
+    LC_CUDA(cudaEventCreateWithFlags(&handle, timed ? cudaEventDefault : cudaEventDisableTiming | cudaEventBlockingSync));
+    handle_ = handle;
 }
 Event::~Event() {
-    log_failure(cudaEventDestroy(handle_), "cudaEventDestroy");
+    log_failure(cudaEventDestroy(event(handle_)), "cudaEventDestroy");
 }
 void Event::record(Stream stream) {
-    LC_CUDA(cudaEventRecord(handle_, handle_of(stream)));
+    LC_CUDA(cudaEventRecord(event(handle_), handle_of(stream)));
+}
+bool Event::reached() const {
+    const cudaError_t status = cudaEventQuery(event(handle_));
+    if (status == cudaErrorNotReady) {
+        cudaGetLastError();  // an answer, not an error to be found by the next launch
+        return false;
+    }
+    LC_CUDA(status);
+    return true;
 }
 void Event::wait() {
-    LC_CUDA(cudaEventSynchronize(handle_));
+    LC_CUDA(cudaEventSynchronize(event(handle_)));
 }
 void Event::block(Stream stream) {
-    LC_CUDA(cudaStreamWaitEvent(handle_of(stream), handle_, 0));
+    LC_CUDA(cudaStreamWaitEvent(handle_of(stream), event(handle_), 0));
 }
 double Event::ms_since(const Event& start) const {
     float ms = 0;
-    LC_CUDA(cudaEventElapsedTime(&ms, start.handle_, handle_));
+    LC_CUDA(cudaEventElapsedTime(&ms, event(start.handle_), event(handle_)));
     return ms;
 }
 

@@ -3,9 +3,14 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "core/tensor.h"
+
+namespace lc {
+class Random;
+}
 
 namespace lc::cuda {
 
@@ -34,6 +39,17 @@ void release(Device device, std::byte* block);
 // Host memory that the device can copy from and to without staging.
 std::byte* allocate_pinned(int64_t bytes);
 void release_pinned(std::byte* block);
+struct ReleasePinned {
+    void operator()(std::byte* block) const { release_pinned(block); }
+};
+using PinnedBuffer = std::unique_ptr<std::byte[], ReleasePinned>;  // PinnedBuffer(allocate_pinned(bytes))
+
+// --- profilers: what Nsight shows; nothing in a build without CUDA ---
+void push_range(const char* name);
+void pop_range();
+// cudaProfilerStart and Stop: what lies between is what `nsys -c cudaProfilerApi` records.
+void profiler_start();
+void profiler_stop();
 
 // --- streams ---
 // The stream on which this process queues work for a device by default; made on first use.
@@ -50,5 +66,7 @@ void copy_bytes(std::byte* to, const std::byte* from, int64_t bytes, Stream stre
 // Same shape, any layouts and dtypes, both on the stream's device.
 void copy_strided(const TensorView& from, const TensorView& to, Stream stream);
 void fill(const TensorView& to, double value, Stream stream);
+// A contiguous tensor of N(0, deviation^2): element i is random.normal(i), rounded to f32 and then to the dtype.
+void fill_normal(const TensorView& to, double deviation, const Random& random, Stream stream);
 
 }  // namespace lc::cuda

@@ -1,6 +1,6 @@
-// Streams and events with an owner.
+// Streams and events with an owner, without a CUDA header. A build without CUDA refuses to make them.
 #pragma once
-#include "core/cuda/check.h"
+#include "core/device.h"
 
 namespace lc::cuda {
 
@@ -10,14 +10,14 @@ class OwnedStream {
     ~OwnedStream();
     OwnedStream(const OwnedStream&) = delete;
     OwnedStream& operator=(const OwnedStream&) = delete;
-    Stream get() const { return {{DeviceType::cuda, device_index_}, handle_}; }
+    Stream get() const { return stream_; }
 
   private:
-    int device_index_;
-    cudaStream_t handle_ = nullptr;
+    Stream stream_;
 };
 
-// A point in a stream's work. `timed` events can be subtracted.
+// A point in a stream's work, on the device that is the calling thread's current one when the event is made (make_current).
+// `timed` events can be subtracted; those that are not let the host sleep while it waits.
 class Event {
   public:
     explicit Event(bool timed = false);
@@ -25,12 +25,13 @@ class Event {
     Event(const Event&) = delete;
     Event& operator=(const Event&) = delete;
     void record(Stream stream);
-    void wait();                     // the host waits
-    void block(Stream stream);       // later work of `stream` waits
+    bool reached() const;                       // does not wait; true before the first record
+    void wait();                                // the host waits
+    void block(Stream stream);                  // later work of `stream` waits
     double ms_since(const Event& start) const;  // both timed and reached
 
   private:
-    cudaEvent_t handle_ = nullptr;
+    void* handle_ = nullptr;  // cudaEvent_t
 };
 
 }  // namespace lc::cuda
