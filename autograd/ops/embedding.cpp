@@ -18,12 +18,13 @@ struct EmbeddingNode final : Node {
 
 }  // namespace
 
-Tensor embedding(const Tensor& weight, const Tensor& ids) {
+Tensor embedding(const Tensor& weight, const Tensor& ids, std::optional<DType> dtype) {
     LC_CHECK(weight.rank() == 2, "embedding: weight must be [V,D], got {}", weight.shape());
     Shape shape = ids.shape();
     shape.push_back(weight.size(1));
-    Tensor out = Tensor::empty(shape, weight.dtype(), weight.device());
-    kernels::embedding_forward({.weight = weight.view(), .ids = ids.view(), .out = out.view()}, current_stream(weight.device()));
+    Tensor out = Tensor::empty(shape, dtype.value_or(weight.dtype()), weight.device());
+    kernels::embedding_forward({.weight = weight.view(), .ids = ids.view(), .out = out.view()},
+                               current_stream(weight.device()));
     if (should_record({&weight})) {
         auto node = std::make_shared<EmbeddingNode>();
         node->ids.save(ids);

@@ -26,13 +26,13 @@ void embedding_forward(const EmbeddingForward& args, Stream stream) {
                  args.out.size(-1) == args.weight.size(1) && row_count(args.out.shape()) == args.ids.numel(),
              "embedding: out must be ids {} x D of weight {}, got {}", args.ids.shape(), args.weight.shape(),
              args.out.shape());
-    require_alike("embedding", {args.weight, args.out});
+    require_wide("embedding", args.out, {args.weight});
     if constexpr (cuda::kBuilt)
         if (on_cuda("embedding", args.weight))
             return with_ids_on(args.weight, args.ids, [&](const TensorView& ids) {
                 embedding_forward_cuda({.weight = args.weight, .ids = ids, .out = args.out}, stream);
             });
-    dispatch_compute(args.weight.dtype, "embedding",
+    dispatch_compute(args.out.dtype, "embedding",
                      [&](auto type) { embedding_forward_naive<typename decltype(type)::type>(args); });
 }
 

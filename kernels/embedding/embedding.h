@@ -10,7 +10,7 @@ struct EmbeddingForward {
     TensorView weight;  // [V,D]    in
     TensorView ids;     // [...]    in, i32 or i64 in [0,V); checked where they lie on the CPU (they may beside a table on a
                         //          GPU). A GPU cannot refuse: an id outside gives a row of NaN and no gradient.
-    TensorView out;     // [...,D]  out
+    TensorView out;     // [...,D]  out, weight's dtype, or bf16 beside an f32 table on a GPU
 };
 void embedding_forward(const EmbeddingForward& args, Stream stream);
 void embedding_forward_cuda(const EmbeddingForward& args, Stream stream);
