@@ -224,7 +224,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<std:
     file.write(std::as_bytes(std::span(&length, 1)));
     file.write(header);
     for (const auto& [name, tensor] : tensors) {
-        const Tensor flat = tensor.contiguous();
+        const Tensor flat = tensor.to(Device{}).contiguous();
         const std::byte* first = flat.storage()->data.get() + flat.layout().offset * size_of(flat.dtype());
         file.write({first, static_cast<size_t>(flat.nbytes())});
     }

@@ -68,10 +68,6 @@ Tensor copy_for_keys(const Tensor& q_tensor, int64_t key_maps) {
     return copy;
 }
 
-Tensor frozen_if_there(Tensor tensor) {
-    return tensor.defined() ? frozen(std::move(tensor)) : tensor;
-}
-
 }  // namespace
 
 void Decoder::linearize_layer(int64_t index, uint64_t seed) {
@@ -79,13 +75,18 @@ void Decoder::linearize_layer(int64_t index, uint64_t seed) {
     const AttentionSpec& spec = *attention_;
     const int64_t number = first_layer_ + index, heads = config_.num_heads, f = spec.feature_dim;
     const int64_t key_maps = spec.heads == FeatureHeads::kv ? config_.num_kv_heads : heads;
-    const Tensor map = initial_map(spec, heads, config_.head_dim, f, dtype(), random_for(seed, number, Draw::map));
-    const Tensor bias = initial_bias(spec, heads, f, dtype(), random_for(seed, number, Draw::bias));
-    layer.maps = {.wq = frozen(map),
-                  .bq = frozen_if_there(bias),
-                  .wk = frozen(copy_for_keys(map, key_maps)),
-                  .bk = frozen_if_there(copy_for_keys(bias, key_maps))};
-    if (spec.kind == AttentionKind::hybrid) layer.mix_logit = frozen(Tensor::full({heads}, spec.mix_init, dtype()));
+    const DType wide = placement_.wide();
+    const Tensor map = initial_map(spec, heads, config_.head_dim, f, wide, random_for(seed, number, Draw::map));
+    const Tensor bias = initial_bias(spec, heads, f, wide, random_for(seed, number, Draw::bias));
+    const auto place = [&](const Tensor& tensor) {
+        return tensor.defined() ? frozen(tensor.to(device())) : Tensor();
+    };
+    layer.maps = {.wq = place(map),
+                  .bq = place(bias),
+                  .wk = place(copy_for_keys(map, key_maps)),
+                  .bk = place(copy_for_keys(bias, key_maps))};
+    if (spec.kind == AttentionKind::hybrid)
+        layer.mix_logit = frozen(Tensor::full({heads}, spec.mix_init, wide, device()));
     layer.linearized = true;
 }
 
@@ -104,7 +105,6 @@ void Decoder::linearize(const AttentionSpec& spec, uint64_t seed) {
 }
 
 void Decoder::add_lora(const LoraSpec& spec, uint64_t seed) {
-    LC_REQUIRE(Usage, attention_.has_value(), "LoRA: linearize the model first");
     LC_REQUIRE(Usage, spec.rank >= 1 && std::isfinite(spec.alpha),
                "LoRA: rank must be at least 1 and alpha finite, got {} and {}", spec.rank, spec.alpha);
     LC_REQUIRE(Usage, !spec.targets.empty(), "LoRA: no target projections");
@@ -113,16 +113,16 @@ void Decoder::add_lora(const LoraSpec& spec, uint64_t seed) {
                    "LoRA: unknown target '{}' — one of q_proj, k_proj, v_proj, o_proj", target);
     lora_ = spec;
     for (int64_t i = 0; i < num_layers(); ++i) {
-        if (!layer(i).linearized) continue;
+        if (attention_ && !layer(i).linearized) continue;
         for (size_t p = 0; p < kProjectionNames.size(); ++p) {
             Projection& projection = *find_projection(layer(i), kProjectionNames[p]);
             projection.drop_lora();
             if (std::count(spec.targets.begin(), spec.targets.end(), kProjectionNames[p]) == 0) continue;
             const int64_t in = projection.weight.size(1), out = projection.weight.size(0);
             const Random random = random_for(seed, first_layer_ + i, Draw::lora_a, p);
-            projection.lora_a =
-                frozen(uniform({spec.rank, in}, dtype(), 1 / std::sqrt(static_cast<double>(in)), random));
-            projection.lora_b = frozen(Tensor::zeros({out, spec.rank}, dtype()));
+            const double bound = 1 / std::sqrt(static_cast<double>(in));
+            projection.lora_a = frozen(uniform({spec.rank, in}, placement_.wide(), bound, random).to(device()));
+            projection.lora_b = frozen(Tensor::zeros({out, spec.rank}, placement_.wide(), device()));
             projection.lora_scale = spec.alpha / static_cast<double>(spec.rank);
         }
     }
@@ -134,8 +134,8 @@ void Decoder::merge_lora() {
         for (const std::string_view name : kProjectionNames) {
             Projection& projection = *find_projection(layer, name);
             if (!projection.lora_a.defined()) continue;
-            projection.weight.copy_from(
-                add(projection.weight, scale(matmul(projection.lora_b, projection.lora_a), projection.lora_scale)));
+            const Tensor change = scale(matmul(projection.lora_b, projection.lora_a), projection.lora_scale);
+            projection.weight.copy_from(add(projection.weight.to(placement_.wide()), change));
             projection.drop_lora();
         }
     lora_.reset();

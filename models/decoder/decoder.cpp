@@ -36,7 +36,7 @@ const DecoderLayer& Decoder::checked_layer(int64_t index) const {
 
 Tensor Decoder::embed(const Tensor& ids) const {
     LC_CHECK(embedding_.defined() && first_layer_ == 0, "decoder: layers from {} on have no embedding", first_layer_);
-    return embedding(embedding_, ids);
+    return embedding(embedding_, ids, dtype());
 }
 
 Qkv Decoder::project(int64_t index, const Tensor& h, int64_t position) const {

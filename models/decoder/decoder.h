@@ -17,6 +17,7 @@
 #include "autograd/ops/hybrid_attention.h"
 #include "models/attention/attention_spec.h"
 #include "models/decoder/config.h"
+#include "models/placement.h"
 
 namespace lc::models {
 
@@ -51,7 +52,7 @@ struct LayerRange {
 };
 
 struct LoadOptions {
-    DType dtype = DType::f32;  // f32 or f64: what the CPU computes in
+    Placement placement;
     bool follow_symlinks = true;
     LayerRange layers;
 };
@@ -77,8 +78,11 @@ class Decoder {
     // An unmodified Hugging Face directory. All weights are frozen. Throws BadInput naming the tensor, what config.json
     // asks for and what is there; also for tensors that are no part of this architecture.
     static Decoder load(const std::filesystem::path& directory, const LoadOptions& options = {});
-    // Normal(0, 0.02) weights (residual outputs scaled by 1/sqrt(2 layers)), unit norms; all trainable. For `pretrain`.
-    static Decoder random(const DecoderConfig& config, uint64_t seed, DType dtype = DType::f32);
+    // Normal(0, 0.02) weights (residual outputs scaled by 1/sqrt(2 layers)), unit norms, drawn where they lie. Trainable, for
+    // `pretrain`: wide weights that collect gradients. Frozen: as if loaded from a model directory.
+    enum class Weights : uint8_t { Trainable, Frozen };
+    static Decoder random(const DecoderConfig& config, uint64_t seed, const Placement& placement = {},
+                          Weights weights = Weights::Trainable);
 
     const DecoderConfig& config() const { return config_; }
     // Layers are counted from 0 within this decoder; layer i is layer first_layer() + i of the model, and named so.
@@ -87,18 +91,21 @@ class Decoder {
     const DecoderLayer& layer(int64_t index) const { return layers_.at(static_cast<size_t>(index)); }
     DecoderLayer& layer(int64_t index) { return layers_.at(static_cast<size_t>(index)); }
     const std::optional<AttentionSpec>& attention() const { return attention_; }
-    DType dtype() const { return rope_cos_.dtype(); }
+    const Placement& placement() const { return placement_; }
+    DType dtype() const { return placement_.dtype; }  // of activations
+    Device device() const { return placement_.device; }
 
     // Adds feature maps and window factors to every layer not in spec.softmax_layers, frozen like all else. Replaces
     // earlier ones; LoRA pairs are dropped. Throws Error(Usage) for a spec that cannot be run (see validate).
     void linearize(const AttentionSpec& spec, uint64_t seed);
-    // Adds LoRA pairs (A uniform +-1/sqrt(In), B zero) to the projections of linearized layers. Replaces earlier ones.
+    // Adds LoRA pairs (A uniform +-1/sqrt(In), B zero) to the projections of linearized layers, or of all layers of a model
+    // that was not linearized (the control of experiments). Replaces earlier ones.
     void add_lora(const LoraSpec& spec, uint64_t seed);
     void merge_lora();  // W += s B A, then drops the pairs
     const std::optional<LoraSpec>& lora() const { return lora_; }
 
     // --- the pieces of a forward pass; h is [B,T,D] ---
-    Tensor embed(const Tensor& ids) const;                                    // ids [B,T] -> h
+    Tensor embed(const Tensor& ids) const;                                    // ids [B,T] on any device -> h
     Qkv project(int64_t layer, const Tensor& h, int64_t position = 0) const;  // position of row 0
     // y [B,H,T,D], stored as [B,T,H,D]. Terms other than Both need a hybrid layer to say something about: layers that
     // are softmax in this mode ignore them, pure linear ones refuse WindowOnly.
@@ -129,14 +136,15 @@ class Decoder {
         Tensor* tensor;
         Shape shape;
     };
-    Decoder(const DecoderConfig& config, LayerRange layers);
-    void make_rope_table(DType dtype);
+    Decoder(const DecoderConfig& config, LayerRange layers, const Placement& placement);
+    void make_rope_table();
     std::vector<WeightSlot> weight_slots();  // of the base model, in a fixed order
     std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
     void linearize_layer(int64_t layer, uint64_t seed);
     const DecoderLayer& checked_layer(int64_t index) const;
 
     DecoderConfig config_;
+    Placement placement_;
     int64_t first_layer_ = 0;
     Tensor embedding_, final_norm_, lm_head_;  // lm_head_ undefined when tied
     std::vector<DecoderLayer> layers_;

@@ -2,8 +2,7 @@
 #include <cmath>
 #include <set>
 
-#include "core/parallel.h"
-#include "core/rng.h"
+#include "core/random_tensor.h"
 #include "io/safetensors_model.h"
 #include "models/decoder/decoder.h"
 #include "models/decoder/parameter.h"
@@ -32,23 +31,12 @@ void refuse_strangers(const io::SafetensorsModel& model, const std::set<std::str
     }
 }
 
-Tensor normal_tensor(const Shape& shape, double deviation, uint64_t seed, uint64_t stream, DType dtype) {
-    Tensor tensor = Tensor::empty(shape, dtype);
-    const Random random(seed, stream);
-    dispatch_compute(dtype, "random", [&]<class T>(std::type_identity<T>) {
-        T* data = tensor.data<T>();
-        parallel_for(tensor.numel(), 4096, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i)
-                data[i] = static_cast<T>(static_cast<float>(deviation * random.normal(static_cast<uint64_t>(i))));
-        });
-    });
-    return tensor;
-}
-
 }  // namespace
 
-Decoder::Decoder(const DecoderConfig& config, LayerRange layers) : config_(config) {
+Decoder::Decoder(const DecoderConfig& config, LayerRange layers, const Placement& placement)
+    : config_(config), placement_(placement) {
     validate(config);
+    validate(placement);
     const int64_t end = layers.end < 0 ? config.num_layers : layers.end;
     LC_REQUIRE(Usage, layers.begin >= 0 && layers.begin < end && end <= config.num_layers,
                "layers {}..{} do not exist: the model has {}", layers.begin, end, config.num_layers);
@@ -56,9 +44,9 @@ Decoder::Decoder(const DecoderConfig& config, LayerRange layers) : config_(confi
     layers_.resize(static_cast<size_t>(end - layers.begin));
 }
 
-void Decoder::make_rope_table(DType dtype) {
-    RopeTable table = rope_table(config_.rope, config_.head_dim, config_.max_positions, dtype);
-    rope_cos_ = std::move(table.cos), rope_sin_ = std::move(table.sin);
+void Decoder::make_rope_table() {
+    const RopeTable table = rope_table(config_.rope, config_.head_dim, config_.max_positions, placement_.wide());
+    rope_cos_ = table.cos.to(device()), rope_sin_ = table.sin.to(device());
 }
 
 std::vector<Decoder::WeightSlot> Decoder::weight_slots() {
@@ -88,32 +76,36 @@ std::vector<Decoder::WeightSlot> Decoder::weight_slots() {
 
 Decoder Decoder::load(const std::filesystem::path& directory, const LoadOptions& options) {
     const DecoderConfig config = decoder_config_from(io::load_hf_config(directory));
-    Decoder decoder(config, options.layers);
+    Decoder decoder(config, options.layers, options.placement);
     const io::SafetensorsModel files(directory, {.follow_symlinks = options.follow_symlinks});
 
     // All names and shapes first: a wrong model is refused before gigabytes are read.
-    Decoder whole(config, {});
+    Decoder whole(config, {}, options.placement);
     std::set<std::string> known;
     for (const WeightSlot& slot : whole.weight_slots()) {
         known.insert(slot.name);
         require_shape(files.file_of(slot.name), files.info(slot.name), slot.shape);
     }
     refuse_strangers(files, known, config.tie_embeddings);
-    decoder.make_rope_table(options.dtype);
-    for (const WeightSlot& slot : decoder.weight_slots()) *slot.tensor = frozen(files.read(slot.name, options.dtype));
+    decoder.make_rope_table();
+    for (const WeightSlot& slot : decoder.weight_slots())
+        *slot.tensor = frozen(files.read(slot.name, decoder.dtype()).to(decoder.device()));
     return decoder;
 }
 
-Decoder Decoder::random(const DecoderConfig& config, uint64_t seed, DType dtype) {
-    Decoder decoder(config, {});
-    decoder.make_rope_table(dtype);
+Decoder Decoder::random(const DecoderConfig& config, uint64_t seed, const Placement& placement, Weights weights) {
+    Decoder decoder(config, {}, placement);
+    decoder.make_rope_table();
+    const bool train = weights == Weights::Trainable;
+    const DType dtype = train ? placement.wide() : placement.dtype;
     uint64_t stream = 0;
     for (const WeightSlot& slot : decoder.weight_slots()) {
         const bool residual = slot.name.ends_with("o_proj.weight") || slot.name.ends_with("down_proj.weight");
         const double deviation = residual ? 0.02 / std::sqrt(2.0 * static_cast<double>(config.num_layers)) : 0.02;
-        Tensor weight = slot.shape.rank() == 1 ? Tensor::full(slot.shape, 1, dtype)
-                                               : normal_tensor(slot.shape, deviation, seed, stream, dtype);
-        *slot.tensor = trainable(std::move(weight));
+        Tensor weight = slot.shape.rank() == 1
+                            ? Tensor::full(slot.shape, 1, dtype, placement.device)
+                            : normal_tensor(slot.shape, deviation, Random(seed, stream), dtype, placement.device);
+        *slot.tensor = train ? trainable(std::move(weight)) : frozen(std::move(weight));
         ++stream;
     }
     return decoder;

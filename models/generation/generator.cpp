@@ -44,7 +44,8 @@ void copy_ring(Copy direction, const Tensor& ring, int64_t first, int64_t count,
 Tensor with_kept(const Tensor& ring, int64_t first, int64_t count, const Tensor& fresh) {
     if (count == 0) return fresh;
     const Tensor all =
-        Tensor::empty({fresh.size(0), fresh.size(1), count + fresh.size(2), fresh.size(3)}, fresh.dtype());
+        Tensor::empty({fresh.size(0), fresh.size(1), count + fresh.size(2), fresh.size(3)}, fresh.dtype(),
+                      fresh.device());
     copy_ring(Copy::FromRing, ring, first, count, all, 0);
     all.sliced(2, count, fresh.size(2)).copy_from(fresh);
     return all;
@@ -99,7 +100,8 @@ void append(Tensor& buffer, int64_t position, const Tensor& fresh, int64_t limit
     const int64_t length = position + fresh.size(2);
     if (!buffer.defined() || buffer.size(2) < length) {
         const int64_t capacity = std::min(std::max<int64_t>(64, 2 * length), std::max(limit, length));
-        const Tensor larger = Tensor::empty({fresh.size(0), fresh.size(1), capacity, fresh.size(3)}, fresh.dtype());
+        const Tensor larger =
+            Tensor::empty({fresh.size(0), fresh.size(1), capacity, fresh.size(3)}, fresh.dtype(), fresh.device());
         if (position > 0) larger.sliced(2, 0, position).copy_from(buffer.sliced(2, 0, position));
         buffer = larger;
     }
@@ -120,11 +122,13 @@ DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t bat
         LayerCache& cache = layers_[static_cast<size_t>(i)];
         const Tensor& wk = layer.maps.wk;
         const int64_t features = kernels::feature_size(spec.activation, wk.size(2));
-        cache.s = Tensor::zeros({batch, wk.size(0), features, c.head_dim}, decoder.dtype());
-        cache.z = Tensor::zeros({batch, wk.size(0), features}, decoder.dtype());
+        const Placement& place = decoder.placement();
+        cache.s = Tensor::zeros({batch, wk.size(0), features, c.head_dim}, place.wide(), place.device);
+        cache.z = Tensor::zeros({batch, wk.size(0), features}, place.wide(), place.device);
         if (spec.window == WindowKind::none) continue;
-        cache.ring_k = Tensor::zeros({batch, c.num_kv_heads, ring_size(spec), c.head_dim}, decoder.dtype());
-        cache.ring_v = Tensor::zeros({batch, c.num_kv_heads, ring_size(spec), c.head_dim}, decoder.dtype());
+        const Shape ring{batch, c.num_kv_heads, ring_size(spec), c.head_dim};
+        cache.ring_k = Tensor::zeros(ring, place.dtype, place.device);
+        cache.ring_v = Tensor::zeros(ring, place.dtype, place.device);
     }
 }
 

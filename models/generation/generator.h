@@ -39,7 +39,7 @@ class Generator {
     // Keeps a reference to the decoder. Prompts go through `prefill_chunk` tokens at a time.
     explicit Generator(const Decoder& decoder, int64_t prefill_chunk = 512);
 
-    // Feeds ids [B,T] and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels; longer inputs go
+    // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels; longer inputs go
     // through chunk by chunk. Call it again with more ids at any time. Throws Error(Usage) beyond max_position_embeddings.
     Tensor advance(DecodeState& state, const Tensor& ids) const;
 

@@ -42,7 +42,7 @@ TEST(Load, SavedModelsReadBackTheSame) {
         EXPECT_EQ(again.config().tie_embeddings, tied);
         EXPECT_FALSE(requires_grad(again.base_parameters()[0].tensor));
         EXPECT_TRUE(fs::exists(directory.path() / "model.safetensors"));
-        EXPECT_EQ(Decoder::load(directory.path(), {.dtype = DType::f64}).dtype(), DType::f64);
+        EXPECT_EQ(Decoder::load(directory.path(), {.placement = {.dtype = DType::f64}}).dtype(), DType::f64);
     }
 }
 

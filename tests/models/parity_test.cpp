@@ -164,7 +164,7 @@ TEST_F(Stories, PromptLogits) {
 
 // The reference was computed in f64 as well: here only the order of sums differs.
 TEST_F(Stories, PromptLogitsInDoublePrecision) {
-    const Decoder decoder = Decoder::load(directory_, {.dtype = DType::f64});
+    const Decoder decoder = Decoder::load(directory_, {.placement = {.dtype = DType::f64}});
     const NoGrad no_grad;
     const Tensor logits = decoder.logits(batch_of_one(reference_["prompt_ids"].get<Ids>()), {});
     const auto wanted = reference_["prompt_last_logits"].get<std::vector<double>>();

@@ -27,7 +27,7 @@ inline models::DecoderConfig tiny_config(bool tied = true, int64_t layers = 2) {
 
 // Weights ten times as large as for training: attention that has preferences, logits that differ.
 inline models::Decoder tiny_decoder(const models::DecoderConfig& config, DType dtype, uint64_t seed = 3) {
-    models::Decoder decoder = models::Decoder::random(config, seed, dtype);
+    models::Decoder decoder = models::Decoder::random(config, seed, {.dtype = dtype});
     for (models::NamedTensor parameter : decoder.base_parameters()) {
         if (parameter.tensor.rank() == 1) continue;
         std::vector<double> values = parameter.tensor.to_vector<double>();
