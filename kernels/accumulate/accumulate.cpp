@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void accumulate(const Accumulate& args, Stream stream) {
+    const ProfileZone zone("accumulate");
     LC_CHECK(args.source.shape() == args.target.shape(), "accumulate: source {} into target {}", args.source.shape(),
              args.target.shape());
     require_wide("accumulate", args.source, {args.target});

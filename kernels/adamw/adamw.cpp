@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void adamw_step(const AdamwStep& args, Stream stream) {
+    const ProfileZone zone("adamw");
     LC_CHECK(args.step >= 1, "adamw: steps are counted from 1, got {}", args.step);
     if (args.tensors.empty()) return;
     const TensorView& first = args.tensors[0].parameter;

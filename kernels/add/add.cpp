@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void add_forward(const AddForward& args, Stream stream) {
+    const ProfileZone zone("add");
     require_one_shape("add", {args.a, args.b, args.c});
     require_alike("add", {args.a, args.b, args.c});
     if constexpr (cuda::kBuilt)
@@ -14,6 +15,7 @@ void add_forward(const AddForward& args, Stream stream) {
 }
 
 void add_backward(const AddBackward& args, Stream stream) {
+    const ProfileZone zone("add backward");
     require_one_shape("add", {args.dc, args.da.view, args.db.view});
     require_alike("add", {args.dc});
     require_wide("add", args.dc, {args.da.view, args.db.view});

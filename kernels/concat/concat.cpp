@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void concat_forward(const ConcatForward& args, Stream stream) {
+    const ProfileZone zone("concat");
     LC_CHECK(args.a.rank() == args.b.rank() && args.axis >= 0 && args.axis < args.a.rank(),
              "concat of {} and {} along axis {}", args.a.shape(), args.b.shape(), args.axis);
     for (int axis = 0; axis < args.a.rank(); ++axis)
@@ -22,6 +23,7 @@ void concat_forward(const ConcatForward& args, Stream stream) {
 }
 
 void concat_backward(const ConcatBackward& args, Stream stream) {
+    const ProfileZone zone("concat backward");
     require_wide("concat", args.dout, {args.da.view, args.db.view});
     if constexpr (cuda::kBuilt)
         if (on_cuda("concat", args.dout)) return concat_backward_cuda(args, stream);

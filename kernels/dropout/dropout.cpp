@@ -19,6 +19,7 @@ void run_on_cpu(const TensorView& from, const DropoutMask& mask, const GradSlot&
 }  // namespace
 
 void dropout_forward(const DropoutForward& args, Stream stream) {
+    const ProfileZone zone("dropout");
     check(args.x, args.mask, args.y);
     require_alike("dropout", {args.x, args.y});
     if constexpr (cuda::kBuilt)
@@ -27,6 +28,7 @@ void dropout_forward(const DropoutForward& args, Stream stream) {
 }
 
 void dropout_backward(const DropoutBackward& args, Stream stream) {
+    const ProfileZone zone("dropout backward");
     check(args.dy, args.mask, args.dx.view);
     require_wide("dropout", args.dy, {args.dx.view});
     if constexpr (cuda::kBuilt)

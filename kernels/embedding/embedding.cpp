@@ -22,6 +22,7 @@ void with_ids_on(const TensorView& table, const TensorView& ids, F&& f) {
 }  // namespace
 
 void embedding_forward(const EmbeddingForward& args, Stream stream) {
+    const ProfileZone zone("embedding");
     LC_CHECK(args.weight.rank() == 2 && args.out.rank() == args.ids.rank() + 1 &&
                  args.out.size(-1) == args.weight.size(1) && row_count(args.out.shape()) == args.ids.numel(),
              "embedding: out must be ids {} x D of weight {}, got {}", args.ids.shape(), args.weight.shape(),
@@ -37,6 +38,7 @@ void embedding_forward(const EmbeddingForward& args, Stream stream) {
 }
 
 void embedding_backward(const EmbeddingBackward& args, Stream stream) {
+    const ProfileZone zone("embedding backward");
     LC_CHECK(row_count(args.dout.shape()) == args.ids.numel(), "embedding: dout {} does not belong to ids {}",
              args.dout.shape(), args.ids.shape());
     if (!args.dweight) return;

@@ -113,6 +113,7 @@ FeatureActivation feature_activation_from(std::string_view name) {
 }
 
 void feature_map_forward(const FeatureMapForward& args, Stream stream) {
+    const ProfileZone zone("feature_map");
     check(args);
     if constexpr (cuda::kBuilt)
         if (on_cuda("feature_map", args.x)) return feature_map_forward_cuda(args, stream);
@@ -122,6 +123,7 @@ void feature_map_forward(const FeatureMapForward& args, Stream stream) {
 }
 
 void feature_map_backward(const FeatureMapBackward& args, Stream stream) {
+    const ProfileZone zone("feature_map backward");
     check(args.forward);
     LC_CHECK(args.dphi.shape() == args.forward.phi.shape(), "feature_map: dphi must be {}, got {}",
              args.forward.phi.shape(), args.dphi.shape());

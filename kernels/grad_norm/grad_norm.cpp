@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 double grad_norm(const GradNorm& args, Stream stream) {
+    const ProfileZone zone("grad_norm");
     for (const TensorView& view : args.tensors)
         LC_CHECK(view.device == args.tensors[0].device, "grad_norm: devices differ, {} and {}",
                  args.tensors[0].device.str(), view.device.str());

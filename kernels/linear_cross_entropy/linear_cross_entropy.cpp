@@ -116,6 +116,7 @@ struct Fast {
 }  // namespace
 
 void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream stream) {
+    const ProfileZone zone("linear_cross_entropy");
     LC_CHECK(args.hidden.rank() == 2 && args.weight.rank() == 2 && args.hidden.size(1) == args.weight.size(1) &&
                  args.weight.size(0) > 0,
              "linear_cross_entropy: hidden must be [N,D] and weight [V,D], got {} and {}", args.hidden.shape(),
@@ -138,6 +139,7 @@ void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream 
 }
 
 void linear_cross_entropy_backward(const LinearCrossEntropyBackward& args, Stream stream) {
+    const ProfileZone zone("linear_cross_entropy backward");
     if constexpr (cuda::kBuilt)
         if (on_cuda("linear_cross_entropy", args.dloss)) return linear_cross_entropy_backward_cuda(args, stream);
     on_cpu("linear_cross_entropy", {args.dloss, args.unit_dhidden, args.unit_dweight},

@@ -99,6 +99,7 @@ void check(const TensorView& x, const TensorView& w, const TensorView& a, const 
 }  // namespace
 
 void lora_linear_forward(const LoraLinearForward& args, Stream stream) {
+    const ProfileZone zone("lora_linear");
     check(args.x, args.w, args.a, args.b, args.p, args.y);
     if constexpr (cuda::kBuilt)
         if (on_cuda("lora_linear", args.x)) return lora_linear_forward_cuda(args, stream);
@@ -108,6 +109,7 @@ void lora_linear_forward(const LoraLinearForward& args, Stream stream) {
 }
 
 void lora_linear_backward(const LoraLinearBackward& args, Stream stream) {
+    const ProfileZone zone("lora_linear backward");
     check(args.x, args.w, args.a, args.b, args.p, args.dy);
     require_wide("lora_linear", args.x, {args.dx.view, args.dw.view, args.da.view, args.db.view});
     if constexpr (cuda::kBuilt)

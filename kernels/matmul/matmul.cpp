@@ -90,6 +90,7 @@ void check(const TensorView& a, const TensorView& b, const TensorView& c) {
 }  // namespace
 
 void matmul_forward(const MatmulForward& args, Stream stream) {
+    const ProfileZone zone("matmul");
     check(args.a, args.b, args.c);
     if constexpr (cuda::kBuilt)
         if (on_cuda("matmul", args.a)) return matmul_forward_cuda(args, stream);
@@ -99,6 +100,7 @@ void matmul_forward(const MatmulForward& args, Stream stream) {
 }
 
 void matmul_backward(const MatmulBackward& args, Stream stream) {
+    const ProfileZone zone("matmul backward");
     check(args.a, args.b, args.dc);
     require_wide("matmul", args.a, {args.da.view, args.db.view});
     if constexpr (cuda::kBuilt)

@@ -15,6 +15,7 @@ void check(const TensorView& y, const TensorView& target, const TensorView& loss
 }  // namespace
 
 void mse_forward(const MseForward& args, Stream stream) {
+    const ProfileZone zone("mse");
     check(args.y, args.target, args.loss);
     require_alike("mse", {args.y, args.target});
     require_wide("mse", args.y, {args.loss});
@@ -24,6 +25,7 @@ void mse_forward(const MseForward& args, Stream stream) {
 }
 
 void mse_backward(const MseBackward& args, Stream stream) {
+    const ProfileZone zone("mse backward");
     check(args.y, args.target, args.dloss);
     require_one_shape("mse", {args.y, args.dy.view, args.dtarget.view});
     require_alike("mse", {args.y, args.target});

@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void mul_forward(const MulForward& args, Stream stream) {
+    const ProfileZone zone("mul");
     require_one_shape("mul", {args.a, args.b, args.c});
     require_alike("mul", {args.a, args.b, args.c});
     if constexpr (cuda::kBuilt)
@@ -14,6 +15,7 @@ void mul_forward(const MulForward& args, Stream stream) {
 }
 
 void mul_backward(const MulBackward& args, Stream stream) {
+    const ProfileZone zone("mul backward");
     require_one_shape("mul", {args.dc, args.a, args.b, args.da.view, args.db.view});
     require_alike("mul", {args.dc, args.a, args.b});
     require_wide("mul", args.dc, {args.da.view, args.db.view});

@@ -94,6 +94,7 @@ void backward_fast(const RmsNormBackward& args) {
 }  // namespace
 
 void rms_norm_forward(const RmsNormForward& args, Stream stream) {
+    const ProfileZone zone("rms_norm");
     LC_CHECK(args.x.rank() >= 1 && args.weight.shape() == Shape{args.x.size(-1)},
              "rms_norm: weight must be [{}], got x {} and weight {}", args.x.rank() ? args.x.size(-1) : 0,
              args.x.shape(), args.weight.shape());
@@ -114,6 +115,7 @@ void rms_norm_forward(const RmsNormForward& args, Stream stream) {
 }
 
 void rms_norm_backward(const RmsNormBackward& args, Stream stream) {
+    const ProfileZone zone("rms_norm backward");
     LC_CHECK((!args.dy || args.dy.shape() == args.s.shape()) && (!args.dsum || args.dsum.shape() == args.s.shape()),
              "rms_norm: dy and dsum must be {}, got {} and {}", args.s.shape(), args.dy.shape(), args.dsum.shape());
     require_alike("rms_norm", {args.s, args.dy, args.dsum});

@@ -60,6 +60,7 @@ bool fast_covers(const TensorView& x, const TensorView& cos, const TensorView& s
 }  // namespace
 
 void rope_forward(const RopeForward& args, Stream stream) {
+    const ProfileZone zone("rope");
     check(args.x, args.cos, args.sin, args.y, args.first);
     require_alike("rope", {args.x, args.y});
     if constexpr (cuda::kBuilt)
@@ -70,6 +71,7 @@ void rope_forward(const RopeForward& args, Stream stream) {
 }
 
 void rope_backward(const RopeBackward& args, Stream stream) {
+    const ProfileZone zone("rope backward");
     if (!args.dx) return;
     check(args.dy, args.cos, args.sin, args.dx.view, args.first);
     require_wide("rope", args.dy, {args.dx.view});

@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void scale_forward(const ScaleForward& args, Stream stream) {
+    const ProfileZone zone("scale");
     require_one_shape("scale", {args.x, args.y});
     require_alike("scale", {args.x, args.y});
     if constexpr (cuda::kBuilt)
@@ -15,6 +16,7 @@ void scale_forward(const ScaleForward& args, Stream stream) {
 }
 
 void scale_backward(const ScaleBackward& args, Stream stream) {
+    const ProfileZone zone("scale backward");
     require_one_shape("scale", {args.dy, args.dx.view});
     require_wide("scale", args.dy, {args.dx.view});
     if constexpr (cuda::kBuilt)

@@ -6,6 +6,7 @@
 namespace lc::kernels {
 
 void sum_forward(const SumForward& args, Stream stream) {
+    const ProfileZone zone("sum");
     LC_CHECK(args.y.numel() == 1, "sum: y must hold one element, got {}", args.y.shape());
     require_wide("sum", args.x, {args.y});
     if constexpr (cuda::kBuilt)
@@ -14,6 +15,7 @@ void sum_forward(const SumForward& args, Stream stream) {
 }
 
 void sum_backward(const SumBackward& args, Stream stream) {
+    const ProfileZone zone("sum backward");
     LC_CHECK(args.dy.numel() == 1, "sum: dy must hold one element, got {}", args.dy.shape());
     if (!args.dx) return;
     require_wide("sum", args.dx.view, {args.dy});

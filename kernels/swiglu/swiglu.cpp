@@ -7,6 +7,7 @@
 namespace lc::kernels {
 
 void swiglu_forward(const SwigluForward& args, Stream stream) {
+    const ProfileZone zone("swiglu");
     require_one_shape("swiglu", {args.gate, args.up, args.y});
     require_alike("swiglu", {args.gate, args.up, args.y});
     if constexpr (cuda::kBuilt)
@@ -17,6 +18,7 @@ void swiglu_forward(const SwigluForward& args, Stream stream) {
 }
 
 void swiglu_backward(const SwigluBackward& args, Stream stream) {
+    const ProfileZone zone("swiglu backward");
     require_one_shape("swiglu", {args.dy, args.gate, args.up, args.dgate.view, args.dup.view});
     require_alike("swiglu", {args.dy, args.gate, args.up});
     require_wide("swiglu", args.dy, {args.dgate.view, args.dup.view});
