@@ -32,7 +32,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b) {
     kernels::linear_forward({.x = x.view(), .w = w.view(), .b = b.view(), .y = y.view()}, current_stream(x.device()));
     if (should_record({&x, &w, &b})) {
         auto node = std::make_shared<LinearNode>();
-        node->x.save(x), node->w.save(w);
+        if (requires_grad(w)) node->x.save(x);  // a frozen weight keeps no activations
+        node->w.save(w);
         record(node, {&x, &w, &b}, {&y});
     }
     return y;

@@ -85,6 +85,7 @@ void check(const TensorView& x, const TensorView& w, const TensorView& y) {
 }  // namespace
 
 void linear_forward(const LinearForward& args, Stream stream) {
+    const ProfileZone zone("linear");
     check(args.x, args.w, args.y);
     LC_CHECK(!args.b || args.b.shape() == Shape{args.w.size(0)}, "linear: b must be [{}], got {}", args.w.size(0),
              args.b.shape());
@@ -98,7 +99,10 @@ void linear_forward(const LinearForward& args, Stream stream) {
 }
 
 void linear_backward(const LinearBackward& args, Stream stream) {
-    check(args.x, args.w, args.dy);
+    const ProfileZone zone("linear backward");
+    LC_CHECK(args.dy.rank() >= 1 && args.w.rank() == 2 && args.dy.size(-1) == args.w.size(0),
+             "linear: dy must be [...,Out] of w [Out,In] {}, got {}", args.w.shape(), args.dy.shape());
+    if (args.dw) check(args.x, args.w, args.dy);
     require_alike("linear", {args.dy, args.x});
     require_wide("linear", args.dy, {args.w, args.dx.view, args.dw.view, args.db.view});
     if constexpr (cuda::kBuilt)

@@ -18,7 +18,8 @@ void linear_forward(const LinearForward& args, Stream stream);
 void linear_forward_cuda(const LinearForward& args, Stream stream);
 
 struct LinearBackward {
-    TensorView x, w;      // as in the forward; x is read for dw only, w for dx only
+    TensorView x;         // as in the forward; read for dw only, and may be empty without it
+    TensorView w;         // as in the forward; read for dx only
     TensorView dy;        // [...,Out]  in
     GradSlot dx, dw, db;  // out: shapes of x, w, b
 };

@@ -20,23 +20,26 @@ void linear_forward_naive(const LinearForward& args) {
 
 template <class T>
 void linear_backward_naive(const LinearBackward& args) {
-    const InRows<T> x(args.x), w(args.w), dy(args.dy);
+    const InRows<T> w(args.w), dy(args.dy);
     const OutRows<T> dx(args.dx), dw(args.dw), db(args.db);
-    for (int64_t r = 0; r < x.rows && dx; ++r)
-        for (int64_t i = 0; i < x.columns; ++i) {
+    for (int64_t r = 0; r < dy.rows && dx; ++r)
+        for (int64_t i = 0; i < w.columns; ++i) {
             T sum = 0;
             for (int64_t o = 0; o < w.rows; ++o) sum += dy(r, o) * w(o, i);
             dx.put(r, i, sum);
         }
-    for (int64_t o = 0; o < w.rows && dw; ++o)
-        for (int64_t i = 0; i < w.columns; ++i) {
-            T sum = 0;
-            for (int64_t r = 0; r < x.rows; ++r) sum += dy(r, o) * x(r, i);
-            dw.put(o, i, sum);
-        }
+    if (dw) {
+        const InRows<T> x(args.x);
+        for (int64_t o = 0; o < w.rows; ++o)
+            for (int64_t i = 0; i < w.columns; ++i) {
+                T sum = 0;
+                for (int64_t r = 0; r < dy.rows; ++r) sum += dy(r, o) * x(r, i);
+                dw.put(o, i, sum);
+            }
+    }
     for (int64_t o = 0; o < w.rows && db; ++o) {
         T sum = 0;
-        for (int64_t r = 0; r < x.rows; ++r) sum += dy(r, o);
+        for (int64_t r = 0; r < dy.rows; ++r) sum += dy(r, o);
         db.put(0, o, sum);
     }
     dx.finish(), dw.finish(), db.finish();
