@@ -7,12 +7,14 @@
 #include <iterator>
 
 #include "apps/common.h"
+#include "apps/model_flags.h"
 #include "core/allocator.h"
 #include "core/parallel.h"
 #include "io/file.h"
 #include "io/hf_config.h"
 #include "io/json.h"
 #include "models/generation/generate.h"
+#include "models/model_source.h"
 #include "models/run.h"
 
 namespace lc::apps {
@@ -27,7 +29,9 @@ constexpr const char* kExamples =
 constexpr int64_t kMaxPromptBytes = int64_t{64} << 20;
 
 struct Options {
-    std::string model, run, prompt, prompt_file, terms = "both";
+    ModelFlags model;
+    PlacementFlags place;
+    std::string run, prompt, prompt_file, terms = "both";
     std::vector<std::string> stop;
     int64_t max_new_tokens = 128, top_k = 0, threads = 0;
     double temperature = 1, top_p = 1, min_p = 0, repetition_penalty = 1;
@@ -36,8 +40,7 @@ struct Options {
 };
 
 void add_options(CLI::App& app, Options& o) {
-    app.add_option("--model", o.model, "Hugging Face model directory (config.json, tokenizer.json, safetensors)")
-        ->required();
+    o.model.add(app);
     app.add_option("--run", o.run,
                    "Run directory of train_lolcats: feature maps and adapter; without it, the softmax teacher");
     app.add_option("--prompt", o.prompt, "The prompt");
@@ -55,6 +58,7 @@ void add_options(CLI::App& app, Options& o) {
         ->allow_extra_args(false);
     app.add_option("--attention-terms", o.terms, "Diagnosis of hybrids: both | window | linear")
         ->check(CLI::IsMember({"both", "window", "linear"}));
+    o.place.add(app);
     app.add_flag("--json", o.json, "One JSON object instead of text");
     app.add_flag("--stats", o.stats, "Speed and memory on standard error");
     app.add_option("--threads", o.threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 256));
@@ -141,17 +145,20 @@ int run(int argc, const char* const* argv) {
     if (!settings) return 0;
     if (options.threads > 0) set_num_threads(static_cast<int>(options.threads));
     const std::string prompt = read_prompt(options, *settings);
-    const io::GenerationConfig defaults = io::load_generation_config(options.model);
+    const io::GenerationConfig defaults = io::load_generation_config(options.model.model);
     models::GenerateOptions generate = resolve(options, *settings, defaults);
 
-    const std::filesystem::path model(options.model);
+    const models::ModelSource source = options.model.source();
+    const std::filesystem::path& model = source.directory;
     const io::Tokenizer tokenizer = io::Tokenizer::load(model / "tokenizer.json");
-    models::Decoder decoder = models::Decoder::load(model, {.follow_symlinks = !options.no_follow_symlinks});
+    const models::Placement placement = options.place.placement();
+    models::Decoder decoder =
+        models::load_model(source, {.placement = placement, .follow_symlinks = !options.no_follow_symlinks});
     LC_REQUIRE(BadInput, tokenizer.vocab_size() <= decoder.config().vocab_size,
                "{}: the tokenizer has {} ids, the model's embedding {}", (model / "tokenizer.json").string(),
                tokenizer.vocab_size(), decoder.config().vocab_size);
     if (!options.run.empty()) {
-        models::apply_run(decoder, options.run, models::model_hash(model));
+        models::apply_run(decoder, options.run, models::hash_of(source));
         decoder.merge_lora();
     }
     generate.eos_ids = eos_ids(defaults, decoder, tokenizer);
@@ -177,7 +184,7 @@ int run(int argc, const char* const* argv) {
             "prefill {} tok/s ({} tokens) | decode {} tok/s ({} tokens) | state {:.2f} MiB | peak memory {:.1f} MiB\n",
             number_or_dash(speeds.prefill), ids.size(), number_or_dash(speeds.decode), result.ids.size(),
             static_cast<double>(result.state_bytes) / (1 << 20),
-            static_cast<double>(allocator({}).stats().peak_bytes) / (1 << 20));
+            static_cast<double>(allocator(placement.device).stats().peak_bytes) / (1 << 20));
     return 0;
 }
 

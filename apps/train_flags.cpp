@@ -55,7 +55,10 @@ void RunFlags::add_loop(CLI::App& verb) {
     verb.add_option("--keep", keep, "checkpoints kept, beside the best")->check(CLI::Range(2, 1000000));
     verb.add_option("--log-every", loop.log_every, "steps between lines; 0: none")->check(CLI::NonNegativeNumber);
     verb.add_option("--threads", threads, "CPU threads; 0: all")->check(CLI::Range(0, 256));
-    verb.add_flag("--profile", loop.profile, "print where the time of the steps went");
+    verb.add_flag("--profile", loop.profile, "print where the time of the steps went (on a GPU it waits for every op)");
+    verb.add_option("--profile-steps", profile_steps,
+                    "a:b, steps of this process that a profiler shall record (nsys profile -c cudaProfilerApi)");
+    place.add(verb);
     verb.add_option("--resume", resume, "auto: continue from the newest checkpoint of --out, if there is one")
         ->check(CLI::IsMember({"auto"}));
     verb.add_option("--resume-from", resume_from, "continue from this checkpoint directory");
@@ -81,6 +84,13 @@ train::LoopOptions RunFlags::loop_options() const {
     train::LoopOptions options = loop;
     options.schedule.kind = train::schedule_kind_from(schedule);
     options.optimizer.clip = train::clip_scope_from(clip_scope);
+    if (!profile_steps.empty()) {
+        char rest = 0;
+        const int read = std::sscanf(profile_steps.c_str(), "%ld:%ld%c", &options.profile_first, &options.profile_last, &rest);
+        LC_REQUIRE(Usage, read == 2 && options.profile_first >= 1 && options.profile_first <= options.profile_last,
+                   "--profile-steps must be a:b with 1 <= a <= b, got '{}'", profile_steps);
+        LC_REQUIRE(Usage, place.placement().device.is_cuda(), "--profile-steps is for a GPU — use --profile on the CPU");
+    }
     return options;
 }
 

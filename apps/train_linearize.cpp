@@ -10,7 +10,8 @@ namespace {
 
 struct Flags {
     RunFlags run;
-    std::string model, stages = "transfer,finetune";
+    ModelFlags model;
+    std::string stages = "transfer,finetune";
     std::string attention = "hybrid", window_kind = "terraced", feature_map = "hedgehog", feature_map_heads = "query";
     std::string feature_init = "identity", selection = "global", plateau = "global";
     train::LinearizeOptions options;
@@ -19,7 +20,7 @@ struct Flags {
 
 void add_attention(CLI::App& verb, Flags& flags) {
     models::AttentionSpec& spec = flags.options.attention;
-    verb.add_option("--attention", flags.attention, "hybrid (window and linear) or linear");
+    verb.add_option("--attention", flags.attention, "hybrid (window and linear), linear, or softmax: LoRA alone, as a control");
     verb.add_option("--window-kind", flags.window_kind, "terraced or sliding");
     verb.add_option("--window-size", spec.window_size, "keys of a window block")->check(CLI::PositiveNumber);
     verb.add_option("--feature-map", flags.feature_map, "hedgehog, t2r, or an activation by name");
@@ -69,9 +70,10 @@ void resolve_stages(Flags& flags) {
 }
 
 int run(CLI::App& program, const Settings& settings, Flags& flags) {
-    if (flags.run.begin(flags.model + "/tokenizer.json")) return 0;
+    if (flags.run.begin(flags.model.model + "/tokenizer.json")) return 0;
     train::LinearizeOptions& options = flags.options;
-    options.model = flags.model;
+    options.model = flags.model.source();
+    options.placement = flags.run.place.placement();
     options.out = flags.run.out;
     options.data = flags.run.data_options();
     options.attention.kind = models::attention_kind_from(flags.attention);
@@ -94,7 +96,7 @@ int run(CLI::App& program, const Settings& settings, Flags& flags) {
 Verb add_linearize(CLI::App& program) {
     CLI::App* verb = program.add_subcommand("linearize", "turn a softmax model into a linear-attention one (LoLCATs)");
     const auto flags = std::make_shared<Flags>();
-    verb->add_option("--model", flags->model, "Hugging Face model directory")->required();
+    flags->model.add(*verb);
     flags->run.add_data(*verb);
     flags->run.add_loop(*verb);
     add_attention(*verb, *flags);

@@ -13,7 +13,9 @@ namespace lc::apps {
 namespace {
 
 struct Flags {
-    std::string model, run, text, json, terms = "both";
+    ModelFlags model;
+    PlacementFlags place;
+    std::string run, text, json, terms = "both";
     int64_t seq_len = 1024, limit = 0, batch = 4, threads = 0;
 };
 
@@ -25,8 +27,9 @@ std::string_view first_code_points(std::string_view text, int64_t count) {
 }
 
 models::Decoder load(const Flags& flags) {
-    models::Decoder decoder = models::Decoder::load(flags.model);
-    if (!flags.run.empty()) models::apply_run(decoder, flags.run, models::model_hash(flags.model));
+    const models::ModelSource source = flags.model.source();
+    models::Decoder decoder = models::load_model(source, {.placement = flags.place.placement()});
+    if (!flags.run.empty()) models::apply_run(decoder, flags.run, models::hash_of(source));
     return decoder;
 }
 
@@ -35,7 +38,7 @@ int run(const Flags& flags) {
     LC_REQUIRE(Usage, !flags.run.empty() || flags.terms == "both",
                "--attention-terms {} needs --run: the model itself is softmax", flags.terms);
     const std::string text = io::read_file(flags.text, int64_t{4} << 30);
-    const io::Tokenizer tokenizer = io::Tokenizer::load(flags.model + "/tokenizer.json");
+    const io::Tokenizer tokenizer = io::Tokenizer::load(flags.model.model + "/tokenizer.json");
     const std::vector<int32_t> ids =
         tokenizer.encode(flags.limit > 0 ? first_code_points(text, flags.limit) : std::string_view(text), false);
     const models::Decoder decoder = load(flags);
@@ -63,7 +66,8 @@ int run(const Flags& flags) {
 Verb add_perplexity(CLI::App& program) {
     CLI::App* verb = program.add_subcommand("perplexity", "perplexity of a text: whole sequences, no BOS, tokens 2..n");
     const auto flags = std::make_shared<Flags>();
-    verb->add_option("--model", flags->model, "Hugging Face model directory")->required();
+    flags->model.add(*verb);
+    flags->place.add(*verb);
     verb->add_option("--run", flags->run, "run directory of linearize; none: the model as it is");
     verb->add_option("--text", flags->text, "UTF-8 text file")->required();
     verb->add_option("--seq-len", flags->seq_len, "tokens of a sequence")->check(CLI::Range(2, 1 << 20));

@@ -9,7 +9,7 @@ namespace {
 
 struct Flags {
     RunFlags run;
-    std::string model_config, tokenizer, dtype = "bf16";
+    std::string model_config, tokenizer, save_dtype = "bf16";
     train::PretrainOptions options;
     Flags() {
         run.schedule = "cosine";
@@ -33,7 +33,8 @@ int run(CLI::App& program, const Settings& settings, Flags& flags) {
     options.seed = flags.run.seed;
     options.loop = flags.run.loop_options();
     options.eval_batch = flags.run.eval_batch;
-    options.dtype = flags.dtype == "f32" ? DType::f32 : DType::bf16;
+    options.placement = flags.run.place.placement();
+    options.save_dtype = flags.save_dtype == "f32" ? DType::f32 : DType::bf16;
     options.keep = flags.run.keep;
     options.resume = flags.run.resume_options();
     options.config_text = resolved_config(program, settings);
@@ -59,7 +60,7 @@ Verb add_pretrain(CLI::App& program) {
     verb->add_flag("--token-weighted", flags->options.token_weighted, "mean over tokens instead of over chunks");
     verb->add_flag("--checkpoint-layers", flags->options.checkpoint_layers,
                    "recompute layers in the backward, less memory");
-    verb->add_option("--dtype", flags->dtype, "of the weights written")->check(CLI::IsMember({"bf16", "f32"}));
+    verb->add_option("--save-dtype", flags->save_dtype, "of the weights written")->check(CLI::IsMember({"bf16", "f32"}));
     return {verb, [&program, flags](const Settings& settings) { return run(program, settings, *flags); }};
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/common.h"
+#include "apps/model_flags.h"
 #include "train/loop.h"
 #include "train/run_directory.h"
 #include "train/stage_config.h"
@@ -29,8 +30,9 @@ struct RunFlags {
     std::vector<std::string> allow_change;
     int64_t seq_len = 1024, validation_chunks = 0, data_limit = 0, eval_batch = 4, preview = 0, keep = 2, threads = 0;
     uint64_t seed = 0;
-    std::string clip_scope = "off", schedule = "plateau";
+    std::string clip_scope = "off", schedule = "plateau", profile_steps;
     train::LoopOptions loop;
+    PlacementFlags place;
 
     void add_data(CLI::App& verb);
     void add_loop(CLI::App& verb);

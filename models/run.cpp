@@ -110,8 +110,9 @@ std::string shard_name(size_t index, size_t count) {
 void apply_run(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash) {
     LC_REQUIRE(BadInput, std::filesystem::is_directory(run), "{}: no such run directory", run.string());
     Decoder changed = decoder;  // handles; the base weights are shared and not written
-    apply_feature_maps(changed, run, base_hash);
-    if (std::filesystem::exists(run / kAdapterConfig)) apply_adapter(changed, run, base_hash);
+    const bool adapter = std::filesystem::exists(run / kAdapterConfig);
+    if (!adapter || std::filesystem::exists(run / io::kFeatureMapsName)) apply_feature_maps(changed, run, base_hash);
+    if (adapter) apply_adapter(changed, run, base_hash);
     decoder = std::move(changed);
 }
 

@@ -1,4 +1,5 @@
-// A run directory as other programs read it: feature_maps.safetensors + PEFT adapter, made for a base model.
+// A run directory as other programs read it: feature_maps.safetensors + PEFT adapter, made for a base model. A run with
+// softmax attention (the control of experiments) has the adapter only.
 #pragma once
 #include <filesystem>
 #include <optional>

@@ -28,12 +28,13 @@ std::vector<ParameterGroup> AttentionTransfer::groups() const {
     return groups;
 }
 
-std::vector<double> AttentionTransfer::walk(const Tensor& ids, double factor, bool train) const {
+std::vector<Tensor> AttentionTransfer::walk(const Tensor& ids, double factor, bool train) const {
     const kernels::LinearizedSpec spec = decoder_.attention()->kernel_spec();
-    std::vector<double> losses;
+    std::vector<Tensor> losses;
     const NoGrad frozen;
     Tensor h = decoder_.embed(ids);
     for (int64_t l = 0; losses.size() < layers_.size(); ++l) {
+        const ProfileRange range("layer", l);
         const DecoderLayer& layer = decoder_.layer(l);
         const models::Qkv qkv = decoder_.project(l, h);
         const Tensor target = decoder_.attend(l, qkv, AttentionMode::Softmax);
@@ -42,7 +43,7 @@ std::vector<double> AttentionTransfer::walk(const Tensor& ids, double factor, bo
             const GradModeGuard learning(train);
             const Tensor loss = transfer_loss(qkv.q, qkv.k, qkv.v, target, layer.maps, layer.mix_logit, spec, factor);
             if (train) backward(loss);
-            losses.push_back(loss.item() / factor);
+            losses.push_back(loss.detach());
         }
         if (losses.size() < layers_.size()) h = decoder_.finish(l, h, target);
     }
@@ -53,10 +54,10 @@ StepLoss AttentionTransfer::accumulate(std::span<const Batch> micro_batches) {
     const double share = 1.0 / static_cast<double>(micro_batches.size());
     const double factor = kTransferFactor / static_cast<double>(layers_.size());
     StepLoss result{0, std::vector<double>(layers_.size())};
-    for (const Batch& batch : micro_batches) {
-        const std::vector<double> losses = walk(batch.ids, factor * share, true);
-        for (size_t i = 0; i < losses.size(); ++i) result.layer_losses[i] += losses[i] * share;
-    }
+    std::vector<std::vector<Tensor>> losses;
+    for (const Batch& batch : micro_batches) losses.push_back(walk(batch.ids, factor * share, true));
+    for (const std::vector<Tensor>& of_batch : losses)
+        for (size_t i = 0; i < of_batch.size(); ++i) result.layer_losses[i] += of_batch[i].item() / factor;
     result.loss = factor * std::accumulate(result.layer_losses.begin(), result.layer_losses.end(), 0.0);
     return result;
 }
@@ -68,9 +69,9 @@ Validation AttentionTransfer::evaluate(const StopCheck& stop) {
         throw_if_stopped(stop);
         std::vector<int64_t> chunks(static_cast<size_t>(std::min(eval_batch_, n - begin)));
         std::iota(chunks.begin(), chunks.end(), begin);
-        const std::vector<double> losses = walk(make_batch(validation_, chunks).ids, 1.0, false);
+        const std::vector<Tensor> losses = walk(make_batch(validation_, chunks).ids, 1.0, false);
         const double share = static_cast<double>(chunks.size()) / static_cast<double>(n);
-        for (size_t i = 0; i < losses.size(); ++i) result.layer_losses[i] += losses[i] * share;
+        for (size_t i = 0; i < losses.size(); ++i) result.layer_losses[i] += losses[i].item() * share;
     }
     const double factor = kTransferFactor / static_cast<double>(layers_.size());
     result.loss = factor * std::accumulate(result.layer_losses.begin(), result.layer_losses.end(), 0.0);

@@ -25,8 +25,9 @@ class AttentionTransfer final : public Stage {
     Validation evaluate(const StopCheck& stop) override;
 
   private:
-    // MSE of each converted layer for one micro-batch. With `train`, gradients of factor * sum of them are added.
-    std::vector<double> walk(const Tensor& ids, double factor, bool train) const;
+    // factor * MSE of each converted layer for one micro-batch. With `train`, gradients of their sum are added. The losses stay
+    // where they were made: reading one waits for the device.
+    std::vector<Tensor> walk(const Tensor& ids, double factor, bool train) const;
 
     models::Decoder& decoder_;
     const PackedChunks& validation_;

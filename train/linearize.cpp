@@ -26,17 +26,24 @@ struct Inputs {
 };
 
 Inputs load(const LinearizeOptions& options) {
-    io::Tokenizer tokenizer = io::Tokenizer::load(options.model / "tokenizer.json");
-    const io::HfConfig config = io::load_hf_config(options.model);
+    const std::filesystem::path& directory = options.model.directory;
+    io::Tokenizer tokenizer = io::Tokenizer::load(directory / "tokenizer.json");
+    const io::HfConfig config = io::load_hf_config(directory);
     if (!tokenizer.eos_id() && !config.eos_token_ids.empty())
         tokenizer.set_eos_id(static_cast<int32_t>(config.eos_token_ids.front()));
     TrainingData data = load_training_data(options.data, tokenizer, config.vocab_size);
-    models::Decoder decoder = models::Decoder::load(options.model);
+    log_info("computing on {}", models::describe(options.placement));
+    models::Decoder decoder = models::load_model(options.model, {.placement = options.placement});
     models::AttentionSpec spec = options.attention;
     if (!options.feature_map.empty())
         models::apply_feature_map_name(spec, options.feature_map, decoder.config().head_dim);
-    decoder.linearize(spec, options.seed);
-    return {std::move(tokenizer), std::move(decoder), std::move(data), models::model_hash(options.model)};
+    if (spec.kind != models::AttentionKind::softmax) decoder.linearize(spec, options.seed);
+    return {std::move(tokenizer), std::move(decoder), std::move(data), models::hash_of(options.model)};
+}
+
+Json attention_of(const models::Decoder& decoder) {
+    if (decoder.attention()) return decoder.attention()->to_json();
+    return {{"attention", models::name_of(models::AttentionKind::softmax)}};
 }
 
 Json config_of(const LinearizeOptions& options, const Inputs& inputs) {
@@ -45,7 +52,7 @@ Json config_of(const LinearizeOptions& options, const Inputs& inputs) {
                                                               : "finetune";
     Json config = {{"model", inputs.model_hash},
                    {"tokenizer", inputs.tokenizer.content_hash()},
-                   {"attention", inputs.decoder.attention()->to_json()},
+                   {"attention", attention_of(inputs.decoder)},
                    {"lora-rank", options.lora.rank},
                    {"lora-alpha", options.lora.alpha},
                    {"seed", options.seed},
@@ -53,6 +60,7 @@ Json config_of(const LinearizeOptions& options, const Inputs& inputs) {
                    {"train-feature-maps", options.train_feature_maps},
                    {"token-weighted", options.token_weighted},
                    {"eval-batch", options.eval_batch}};
+    add_placement_config(config, options.placement);
     add_data_config(config, options.data, inputs.data);
     if (options.transfer) add_loop_config(config, "transfer", options.transfer_loop);
     if (options.finetune) add_loop_config(config, "finetune", options.finetune_loop);
@@ -75,10 +83,11 @@ class Linearization {
 
     bool run() {
         measure("teacher_ppl", AttentionMode::Softmax);
-        measure("swapped_ppl", AttentionMode::Linearized);
+        const auto& attention = inputs_.decoder.attention();
+        if (attention) measure("swapped_ppl", AttentionMode::Linearized);
         if (options_.transfer && !transfer()) return false;
         if (options_.finetune && !finetune()) return false;
-        const bool hybrid = inputs_.decoder.attention()->kind == models::AttentionKind::hybrid;
+        const bool hybrid = attention && attention->kind == models::AttentionKind::hybrid;
         if (hybrid) measure("window_only_ppl", AttentionMode::Linearized, Terms::WindowOnly);
         if (hybrid) measure("linear_only_ppl", AttentionMode::Linearized, Terms::LinearOnly);
         write_summary();
@@ -136,7 +145,7 @@ class Linearization {
         const auto number = [&](const char* key) {
             return result.contains(key) && result[key].is_number() ? result[key].get<double>() : 0.0;
         };
-        return {.base_model = options_.model.string(),
+        return {.base_model = options_.model.directory.string(),
                 .base_hash = inputs_.model_hash,
                 .step = static_cast<int64_t>(number("best_step")),
                 .validation_loss = number("best_loss")};
@@ -185,7 +194,8 @@ class Linearization {
         const std::optional<LoopResult> result = drive(stage, options_.finetune_loop);
         if (!result) return false;
         keep_result("finetune", *result);
-        models::save_feature_maps(decoder, options_.out, info(with_maps ? "finetune" : "transfer"));
+        if (decoder.attention())
+            models::save_feature_maps(decoder, options_.out, info(with_maps ? "finetune" : "transfer"));
         models::save_adapter(decoder, options_.out, info("finetune"));
         measure("finetuned_ppl", AttentionMode::Linearized);
         return true;
@@ -219,8 +229,9 @@ class Linearization {
         }
         summary["tokens"] = tokens;
         summary["seed"] = options_.seed;
-        summary["attention"] = inputs_.decoder.attention()->to_json();
+        summary["attention"] = attention_of(inputs_.decoder);
         summary["versions"] = versions();
+        summary["placement"] = models::describe(options_.placement);
         const double seconds = context_.total_seconds();
         summary["timing"] = {{"seconds", seconds}};
         run_.write_summary(summary);
@@ -237,8 +248,8 @@ class Linearization {
 
 bool linearize(const LinearizeOptions& options, const StopCheck& stop) {
     LC_REQUIRE(Usage, options.transfer || options.finetune, "no stage to run");
-    LC_REQUIRE(Usage, options.attention.kind != models::AttentionKind::softmax,
-               "--attention softmax leaves every layer as it is: there is nothing to linearize");
+    LC_REQUIRE(Usage, !options.transfer || options.attention.kind != models::AttentionKind::softmax,
+               "--attention softmax leaves every layer as it is, so there is nothing to transfer — use --stages finetune");
     try {
         return Linearization(options, stop).run();
     } catch (const Interrupted&) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "models/model_source.h"
 #include "train/data.h"
 #include "train/evaluate.h"
 #include "train/run_directory.h"
@@ -12,9 +13,11 @@
 namespace lc::train {
 
 struct LinearizeOptions {
-    std::filesystem::path model, out;
+    models::ModelSource model;
+    models::Placement placement;
+    std::filesystem::path out;
     DataOptions data;
-    models::AttentionSpec attention;
+    models::AttentionSpec attention;  // kind softmax: nothing is converted, finetune alone (the control of experiments)
     std::string feature_map;  // by name, see models::apply_feature_map_name; empty: attention.activation
     models::LoraSpec lora;
     uint64_t seed = 0;

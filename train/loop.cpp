@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/cuda/runtime.h"
 #include "core/log.h"
 #include "core/profile.h"
 
@@ -59,6 +60,7 @@ TrainLoop::TrainLoop(Stage& stage, ChunkStream& data, const LoopOptions& options
 }
 
 std::optional<LoopResult> TrainLoop::run() {
+    const ProfileRange range("stage " + stage_.name());
     profile_reset();
     const bool fresh = step_ == 0 && evaluated_ < 0;
     if (fresh) save();  // what earlier stages found out is safe from here on
@@ -81,9 +83,7 @@ std::optional<LoopResult> TrainLoop::run() {
             progress_.finish();
             return std::nullopt;
         }
-        if (options_.profile) profile_enable(true);
-        step();
-        profile_enable(false);
+        profiled_step();
     }
     progress_.finish();
     if (options_.profile) print_profile();
@@ -93,12 +93,23 @@ std::optional<LoopResult> TrainLoop::run() {
     return figures_;
 }
 
+void TrainLoop::profiled_step() {
+    const Device device = groups_.front().parameters.front().tensor.device();
+    ++steps_here_;
+    if (steps_here_ == options_.profile_first) synchronize(device), cuda::profiler_start();
+    if (options_.profile) profile_enable(true, device);
+    step();
+    profile_enable(false);
+    if (steps_here_ == options_.profile_last) synchronize(device), cuda::profiler_stop();
+}
+
 bool TrainLoop::evaluation_due() const {
     if (evaluated_ >= step_) return false;
     return step_ == 0 || step_ >= options_.steps || (options_.eval_every > 0 && step_ % options_.eval_every == 0);
 }
 
 void TrainLoop::evaluate() {
+    const ProfileRange range("evaluate");
     const auto start = Clock::now();
     const Validation validation = stage_.evaluate(context_.stop);
     const bool gain = selection_.observe(step_, validation);

@@ -22,6 +22,8 @@ struct LoopOptions {
     double save_minutes = 5;   // 0: off
     int64_t log_every = 10;
     bool profile = false;    // print where the time of the steps went
+    // Steps first..last, counted from 1 and over this process, lie between cudaProfilerStart and Stop; 0: none.
+    int64_t profile_first = 0, profile_last = 0;
     int64_t max_skips = 10;  // non-finite steps in a row that are tolerated
     int64_t early_stop = 0;  // evaluations without gain after which the stage ends; 0: off
     Scope selection = Scope::global, plateau = Scope::global;
@@ -63,6 +65,7 @@ class TrainLoop {
     bool evaluation_due() const;
     void evaluate();
     void step();
+    void profiled_step();
     void count_skip(bool skipped);
     void save();
     io::Json state() const;
@@ -79,6 +82,7 @@ class TrainLoop {
     std::vector<Schedule> schedules_;  // one, or one a group
     Progress progress_;
     double profiled_seconds_ = 0;
+    int64_t steps_here_ = 0;  // of this process
     std::chrono::steady_clock::time_point last_save_ = std::chrono::steady_clock::now();
     // What follows is in checkpoints.
     int64_t step_ = 0, evaluated_ = -1, skipped_ = 0, skipped_in_row_ = 0;

@@ -20,7 +20,7 @@ NextTokenStage::NextTokenStage(std::string name, models::Decoder& decoder,
 
 double NextTokenStage::learn(const Batch& batch, const std::vector<double>& weights) const {
     const int64_t rows = batch.ids.size(0), length = batch.ids.size(1);
-    const Tensor labels = shifted_labels(batch.labels);
+    const Tensor labels = shifted_labels(batch.labels).to(decoder_.device());
     const Tensor hidden = decoder_.hidden(batch.ids, options_.forward);
     const Tensor flat = reshape(hidden, {rows * length, hidden.size(2)});
 
@@ -35,16 +35,18 @@ double NextTokenStage::learn(const Batch& batch, const std::vector<double>& weig
         proportional = proportional && std::abs(weights[i] - total * share) <= 1e-12 * total;
     }
     std::vector<Tensor> roots, factors;
-    double loss = 0;
+    std::vector<double> shares;
     const int64_t parts = proportional ? 1 : rows, part = rows / parts * length;
     for (int64_t p = 0; p < parts; ++p) {
         const Tensor piece = parts == 1 ? flat : slice(flat, 0, p * part, part);
         roots.push_back(linear_cross_entropy(piece, decoder_.lm_head(), labels.sliced(0, p * part, part)));
         const double weight = parts == 1 ? total : weights[static_cast<size_t>(p)];
-        factors.push_back(Tensor::full({}, weight, roots.back().dtype()));
-        loss += weight * roots.back().item();
+        factors.push_back(Tensor::full({}, weight, roots.back().dtype(), roots.back().device()));
+        shares.push_back(weight);
     }
     backward(roots, factors);
+    double loss = 0;  // read last: on a GPU it waits for the device
+    for (size_t i = 0; i < roots.size(); ++i) loss += shares[i] * roots[i].item();
     return loss;
 }
 

@@ -22,6 +22,7 @@ Json config_of(const PretrainOptions& options, const io::Tokenizer& tokenizer, c
                    {"seed", options.seed},
                    {"token-weighted", options.token_weighted},
                    {"eval-batch", options.eval_batch}};
+    add_placement_config(config, options.placement);
     add_data_config(config, options.data, data);
     add_loop_config(config, "", options.loop);
     return config;
@@ -37,8 +38,8 @@ void complete(io::HfConfig& config, const io::Tokenizer& tokenizer) {
 }
 
 void write_model(const PretrainOptions& options, const models::Decoder& decoder, io::HfConfig config) {
-    models::save_base(decoder, options.out, options.dtype);
-    config.torch_dtype = options.dtype == DType::bf16 ? "bfloat16" : "float32";
+    models::save_base(decoder, options.out, options.save_dtype);
+    config.torch_dtype = options.save_dtype == DType::bf16 ? "bfloat16" : "float32";
     io::write_file_atomic(options.out / "config.json", config.to_json().dump(2) + "\n");
     Json generation = Json::object();
     if (!config.bos_token_ids.empty()) generation["bos_token_id"] = config.bos_token_ids.front();
@@ -58,7 +59,9 @@ bool run(PretrainOptions options, const StopCheck& stop) {
     options.loop.steps = steps_of(options.budget, options.loop, data.train.size());
     options.loop.schedule.total = options.loop.steps;
 
-    models::Decoder decoder = models::Decoder::random(models::decoder_config_from(config), options.seed);
+    log_info("computing on {}", models::describe(options.placement));
+    models::Decoder decoder =
+        models::Decoder::random(models::decoder_config_from(config), options.seed, options.placement);
     RunContext context;
     context.stop = stop;
     directory.begin(context, config_of(options, tokenizer, config, data), "", options.config_text);

@@ -16,6 +16,11 @@ int64_t steps_of(const StageBudget& budget, const LoopOptions& loop, int64_t chu
     return std::max<int64_t>(1, static_cast<int64_t>(budget.epochs * static_cast<double>(chunks) / per_step));
 }
 
+void add_placement_config(Json& config, const models::Placement& placement) {
+    config["device"] = placement.device.is_cuda() ? "cuda" : "cpu";  // another GPU of the machine gives the same bits
+    config["dtype"] = name_of(placement.dtype);
+}
+
 void add_data_config(Json& config, const DataOptions& options, const TrainingData& data) {
     config["data"] = data.hash;
     config["data-format"] = io::name_of(options.format);

@@ -18,6 +18,7 @@ int64_t steps_of(const StageBudget& budget, const LoopOptions& loop, int64_t chu
 
 // Everything that changes a bit of the result; nothing that does not (threads, logging, how often to save). Keys are the
 // option names, those of a stage with "<stage>-" in front ("" for none).
+void add_placement_config(io::Json& config, const models::Placement& placement);
 void add_data_config(io::Json& config, const DataOptions& options, const TrainingData& data);
 void add_loop_config(io::Json& config, const std::string& stage, const LoopOptions& loop);
 

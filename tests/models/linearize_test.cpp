@@ -151,9 +151,17 @@ TEST(Lora, StartsAsNoChangeAndMergesIntoTheWeights) {
     EXPECT_LT(relative_error(decoder.logits(ids, linearized), adapted), 1e-12);
 }
 
+TEST(Lora, AdaptsAModelThatIsNotLinearized) {
+    Decoder decoder = tiny_decoder(tiny_config(), DType::f32);
+    decoder.add_lora({.rank = 2}, 1);
+    EXPECT_EQ(decoder.lora_parameters().size(), static_cast<size_t>(8 * decoder.num_layers()));
+    const Tensor before = decoder.logits(tiny_ids(1, 9), {}).clone();
+    test::disturb(decoder.lora_parameters(), 0.2);
+    EXPECT_GT(relative_error(decoder.logits(tiny_ids(1, 9), {}), before), 1e-3);
+}
+
 TEST(Lora, Refusals) {
     Decoder decoder = tiny_decoder(tiny_config(), DType::f32);
-    EXPECT_THAT(error_of(ErrorKind::Usage, [&] { decoder.add_lora({}, 1); }), HasSubstr("linearize"));
     decoder.linearize(tiny_spec(), 1);
     EXPECT_THAT(error_of(ErrorKind::Usage, [&] { decoder.add_lora({.rank = 0}, 1); }), HasSubstr("rank"));
     EXPECT_THAT(error_of(ErrorKind::Usage, [&] { decoder.add_lora({.targets = {"up_proj"}}, 1); }),

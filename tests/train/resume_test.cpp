@@ -14,6 +14,7 @@ namespace {
 using io::test::expect_refused;
 using test::ScratchDir;
 using test::tiny_options;
+using test::TinyWorld;
 using test::fs::path;
 namespace fs = std::filesystem;
 
@@ -77,6 +78,29 @@ struct StopPoint {
 };
 
 class StopAndResume : public ::testing::TestWithParam<StopPoint> {};
+
+TEST(Softmax, IsTheControl) {
+    const ScratchDir scratch;
+    LinearizeOptions options = tiny_options(scratch / "run");
+    options.attention.kind = models::AttentionKind::softmax;
+    expect_refused([&] { linearize(options, {}); }, {"--stages finetune"}, ErrorKind::Usage);
+    options.transfer = false;
+    ASSERT_FALSE(linearize(options, stop_at(scratch / "run", "finetune", 4)));
+    options.resume.automatic = true;
+    ASSERT_TRUE(linearize(options, {}));
+
+    const Record summary = Record::parse(io::read_file(scratch / "run" / "summary.json", 1 << 20));
+    EXPECT_TRUE(summary["swapped_ppl"].is_null());
+    EXPECT_EQ(summary["attention"]["attention"], "softmax");
+    EXPECT_FALSE(fs::exists(scratch / "run" / "feature_maps.safetensors"));
+    models::Decoder decoder = models::Decoder::load(options.model.directory);
+    models::apply_run(decoder, scratch / "run", models::hash_of(options.model));
+    EXPECT_FALSE(decoder.attention().has_value());
+    EXPECT_TRUE(decoder.layer(0).q.lora_a.defined());
+    const io::Tokenizer tokenizer = io::Tokenizer::load(TinyWorld::get().tokenizer());
+    const TrainingData data = load_training_data(options.data, tokenizer, 300);
+    EXPECT_NEAR(chunk_losses(decoder, data.validation, {}).perplexity(), summary["finetuned_ppl"].get<double>(), 1e-3);
+}
 
 TEST_P(StopAndResume, IsByteEqual) {
     const ScratchDir scratch;
@@ -185,7 +209,7 @@ TEST(Resume, ChangedSettingsAreRefusedByName) {
     const path model = scratch / "model";
     fs::copy(test::TinyWorld::get().model(), model);
     models::save_base(models::Decoder::random(test::tiny_config(), 4), model, DType::f32);
-    refused("model", [&](LinearizeOptions& o) { o.model = model; });
+    refused("model", [&](LinearizeOptions& o) { o.model.directory = model; });
     LinearizeOptions unknown = resuming(run);
     unknown.resume.allow_change = {"sede"};
     expect_refused([&] { linearize(unknown, {}); }, {"sede", "seed"}, ErrorKind::Usage);
@@ -251,9 +275,9 @@ TEST(Run, ResultsLoadAgain) {
     EXPECT_EQ(summary["mse_per_layer"]["last"].size(), 2u);
     EXPECT_EQ(summary["gamma"].size(), 2u);
 
-    models::Decoder decoder = models::Decoder::load(options.model);
-    models::apply_run(decoder, options.out, models::model_hash(options.model));
-    const io::Tokenizer tokenizer = io::Tokenizer::load(options.model / "tokenizer.json");
+    models::Decoder decoder = models::Decoder::load(options.model.directory);
+    models::apply_run(decoder, options.out, models::hash_of(options.model));
+    const io::Tokenizer tokenizer = io::Tokenizer::load(options.model.directory / "tokenizer.json");
     const TrainingData data = load_training_data(options.data, tokenizer, 300);
     const ChunkLosses losses =
         chunk_losses(decoder, data.validation, {{.mode = models::AttentionMode::Linearized}, 1, {}});

@@ -72,7 +72,7 @@ class TinyWorld {
 // Two stages of 7 steps, evaluated and saved every 3.
 inline LinearizeOptions tiny_options(const fs::path& out) {
     LinearizeOptions options;
-    options.model = TinyWorld::get().model();
+    options.model.directory = TinyWorld::get().model();
     options.out = out;
     options.data = {.file = TinyWorld::get().text(), .format = io::DataFormat::text, .seq_len = 24};
     options.attention.window_size = 4;

@@ -1,0 +1,16 @@
+#include "apps/model_flags.h"
+
+namespace lc::apps {
+
+void PlacementFlags::add(CLI::App& verb) {
+    verb.add_option("--device", device, "auto (a GPU if there is one), cpu, cuda or cuda:N");
+    verb.add_option("--dtype", dtype, "of activations and frozen weights: auto (bf16 on a GPU, else f32), f32 or bf16");
+}
+
+void ModelFlags::add(CLI::App& verb) {
+    verb.add_option("--model", model, "Hugging Face model directory (config.json, tokenizer.json, safetensors)")->required();
+    verb.add_option("--random-weights", random_weights,
+                    "draw the weights from this seed: needs config.json and tokenizer.json only, to try shapes and speed");
+}
+
+}  // namespace lc::apps

@@ -1,0 +1,26 @@
+// Options of every program that computes with a model: which one, where, in what precision.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+
+#include "models/model_source.h"
+#include "models/placement.h"
+
+namespace lc::apps {
+
+struct PlacementFlags {
+    std::string device = "auto", dtype = "auto";
+    void add(CLI::App& verb);
+    // Asks the machine. Errors as models::placement_from.
+    models::Placement placement() const { return models::placement_from(device, dtype); }
+};
+
+struct ModelFlags {
+    std::string model;
+    std::optional<uint64_t> random_weights;
+    void add(CLI::App& verb);
+    models::ModelSource source() const { return {.directory = model, .random_seed = random_weights}; }
+};
+
+}  // namespace lc::apps
