@@ -77,6 +77,17 @@ TEST(Architecture, KernelsAllocateNoTensorsAndKnowNoNodes) {
         }
 }
 
+// Work is ordered by streams and events; memory comes from the allocator. A warm step must not stop the whole device.
+TEST(Architecture, NothingWaitsForAWholeDevice) {
+    for (const auto& [room, allowed] : kMayInclude)
+        for (const fs::path& path : sources_of(room))
+            for (const std::string& line : lines_of(path)) {
+                EXPECT_EQ(line.find("cudaDeviceSynchronize"), std::string::npos) << fs::relative(path, kRoot) << ": " << line;
+                if (path.filename() == "runtime.cpp") continue;
+                EXPECT_EQ(line.find("cudaMalloc"), std::string::npos) << fs::relative(path, kRoot) << ": " << line;
+            }
+}
+
 TEST(Architecture, OnlyAppsMayExit) {
     for (const auto& [room, allowed] : kMayInclude) {
         if (room == "apps") continue;
