@@ -3,99 +3,146 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
-#include <ctime>
-#include <fstream>
 #include <vector>
 
-#include "core/parallel.h"
+#include "core/cuda/runtime.h"
+#include "core/cuda/stream.h"
 #include "core/tensor.h"
-#include "kernels/common/gemm.h"
 
 namespace lc::bench {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Fn = std::function<void()>;
 
-double seconds_of(const std::function<void()>& fn, int64_t repeats) {
-    const auto start = Clock::now();
-    for (int64_t i = 0; i < repeats; ++i) fn();
+constexpr size_t kMaxSamples = 10000;
+
+double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-std::string cpu_model() {
-    std::ifstream file("/proc/cpuinfo");
-    for (std::string line; std::getline(file, line);)
-        if (line.starts_with("model name"))
-            if (const size_t colon = line.find(": "); colon != std::string::npos) return line.substr(colon + 2);
-    return "unknown";
+double at_quantile(const std::vector<double>& sorted, double q) {
+    return sorted[static_cast<size_t>(std::llround(q * static_cast<double>(sorted.size() - 1)))];
 }
+
+// Draws samples (in us) until there are enough of them and of their time. Slow calls: a few samples in two seconds will do.
+Timing summarize(const std::function<double()>& sample, int64_t calls, const Plan& plan) {
+    constexpr size_t kFewest = 5;
+    constexpr double kPatience = 2;
+    std::vector<double> samples;
+    const double patience = std::max(plan.min_seconds, kPatience);
+    const auto enough = [&](double seconds) {
+        if (samples.size() < kFewest) return false;
+        if (samples.size() >= kMaxSamples || seconds >= patience) return true;
+        return static_cast<int64_t>(samples.size()) >= plan.min_samples && seconds >= plan.min_seconds;
+    };
+    for (double seconds = 0; !enough(seconds);) {
+        samples.push_back(sample());
+        seconds += samples.back() * 1e-6 * static_cast<double>(calls);
+    }
+    std::sort(samples.begin(), samples.end());
+    return {.median_us = at_quantile(samples, 0.5),
+            .p10_us = at_quantile(samples, 0.1),
+            .p90_us = at_quantile(samples, 0.9),
+            .samples = static_cast<int64_t>(samples.size()),
+            .calls = calls};
+}
+
+Timing measure_on_cpu(const Fn& fn, const Plan& plan) {
+    constexpr double kSampleSeconds = 2e-4;
+    const auto seconds_of = [&](int64_t calls) {
+        const auto start = Clock::now();
+        for (int64_t i = 0; i < calls; ++i) fn();
+        return seconds_since(start);
+    };
+    fn();  // touches memory, fills the allocator's cache
+    const auto calls = static_cast<int64_t>(std::ceil(kSampleSeconds / std::max(seconds_of(1), 1e-9)));
+    Plan few = plan;
+    few.min_samples = 5;
+    return summarize([&] { return 1e6 * seconds_of(calls) / static_cast<double>(calls); }, calls, few);
+}
+
+class GpuSampler {
+  public:
+    GpuSampler(const Fn& fn, Device device)
+        : fn_(fn), stream_(current_stream(device)), scratch_(Tensor::empty({kScratchBytes}, DType::u8, device)) {}
+
+    // At least 20 calls and `seconds`, so that caches of memory are filled and the clock is what it is under load.
+    void warm_up(double seconds) {
+        const auto start = Clock::now();
+        do {
+            for (int i = 0; i < 20; ++i) fn_();
+            cuda::synchronize(stream_);
+        } while (seconds_since(start) < seconds);
+        overwrite(4);
+        begin_.record(stream_);
+        overwrite(kCovers);
+        end_.record(stream_);
+        cover_us_ = wait_us() / kCovers;
+    }
+
+    Timing run(const Plan& plan) {
+        constexpr double kShort = 50, kBatch = 1000;
+        covers_ = kCovers;
+        sample(1);
+        const double once = sample(5);
+        const int64_t calls = once < kShort ? std::clamp<int64_t>(std::llround(kBatch / once), 20, 100) : 1;
+        covers_ =
+            std::clamp<int64_t>(std::llround(1.5 * host_us_ * static_cast<double>(calls) / cover_us_), 1, kCovers);
+        std::vector<double> host;
+        Timing timing = summarize(
+            [&] {
+                const double us = sample(calls);
+                host.push_back(host_us_);
+                return us;
+            },
+            calls, plan);
+        std::sort(host.begin(), host.end());
+        timing.cold = calls == 1;
+        timing.host_us = at_quantile(host, 0.5);
+        timing.starved = timing.host_us * static_cast<double>(calls) > cover_us_ * static_cast<double>(covers_);
+        return timing;
+    }
+
+  private:
+    static constexpr int64_t kScratchBytes = int64_t{256} << 20, kCovers = 32;
+
+    void overwrite(int64_t times) {
+        for (int64_t i = 0; i < times; ++i)
+            cuda::fill_bytes(scratch_.view().base, static_cast<int>(i), kScratchBytes, stream_);
+    }
+
+    // us of one of `calls`. Overwriting the scratch empties L2 of the inputs and keeps the device busy while the host queues.
+    double sample(int64_t calls) {
+        overwrite(covers_);
+        const auto start = Clock::now();
+        begin_.record(stream_);
+        for (int64_t i = 0; i < calls; ++i) fn_();
+        end_.record(stream_);
+        host_us_ = 1e6 * seconds_since(start) / static_cast<double>(calls);
+        return wait_us() / static_cast<double>(calls);
+    }
+
+    double wait_us() {
+        end_.wait();
+        return 1e3 * end_.ms_since(begin_);
+    }
+
+    const Fn& fn_;
+    Stream stream_;
+    cuda::Event begin_{true}, end_{true};
+    Tensor scratch_;
+    int64_t covers_ = kCovers;
+    double cover_us_ = 0, host_us_ = 0;
+};
 
 }  // namespace
 
-Timing measure(const std::function<void()>& fn, double min_seconds) {
-    constexpr double kSampleSeconds = 2e-4, kMaxSamples = 10000;
-    constexpr size_t kMinSamples = 5;
-    fn();  // touches memory, fills the allocator's cache
-    const double once = seconds_of(fn, 1);
-    const int64_t repeats = std::max<int64_t>(1, std::llround(std::ceil(kSampleSeconds / std::max(once, 1e-9))));
-    std::vector<double> samples;
-    for (double total = 0; samples.size() < kMinSamples || (total < min_seconds && samples.size() < kMaxSamples);) {
-        const double seconds = seconds_of(fn, repeats);
-        total += seconds;
-        samples.push_back(1e3 * seconds / static_cast<double>(repeats));
-    }
-    std::sort(samples.begin(), samples.end());
-    const auto at = [&](double q) {
-        return samples[static_cast<size_t>(std::llround(q * static_cast<double>(samples.size() - 1)))];
-    };
-    return {at(0.5), at(0.1), at(0.9), static_cast<int64_t>(samples.size())};
-}
-
-double Roofline::floor_ms(double flops, double bytes) const {
-    return 1e3 * std::max(flops / (gemm_gflops * 1e9), bytes / (copy_gbps * 1e9));
-}
-
-Roofline measure_roofline(double min_seconds) {
-    Roofline roofline;
-    constexpr int64_t kBytes = int64_t{256} << 20, kSide = 1024;  // larger than the caches
-    {
-        const Tensor from = Tensor::zeros({kBytes}, DType::u8), to = Tensor::zeros({kBytes}, DType::u8);
-        const Timing copy = measure(
-            [&] {
-                parallel_for(kBytes, 1 << 20, [&](int64_t begin, int64_t end) {
-                    std::memcpy(to.data<uint8_t>() + begin, from.data<uint8_t>() + begin,
-                                static_cast<size_t>(end - begin));
-                });
-            },
-            min_seconds);
-        roofline.copy_gbps = 2.0 * kBytes / (copy.median_ms * 1e-3) * 1e-9;
-    }
-    const Tensor a = Tensor::full({kSide, kSide}, 0.5, DType::f32), c = Tensor::zeros({kSide, kSide}, DType::f32);
-    const Timing product = measure(
-        [&] {
-            kernels::gemm(kernels::Gemm<float>{.m = kSide,
-                                               .n = kSide,
-                                               .k = kSide,
-                                               .a = a.data<float>(),
-                                               .lda = kSide,
-                                               .b = a.data<float>(),
-                                               .ldb = kSide,
-                                               .c = c.data<float>(),
-                                               .ldc = kSide});
-        },
-        min_seconds);
-    roofline.gemm_gflops = 2.0 * kSide * kSide * kSide / (product.median_ms * 1e-3) * 1e-9;
-    return roofline;
-}
-
-Environment environment() {
-    const std::time_t now = std::time(nullptr);
-    std::tm utc{};
-    gmtime_r(&now, &utc);
-    char text[32];
-    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    return {cpu_model(), LC_COMPILER, kernels::gemm_backend(), LC_GIT_REVISION, text, num_threads()};
+Timing measure(const std::function<void()>& fn, Device device, const Plan& plan) {
+    if (device.is_cpu()) return measure_on_cpu(fn, plan);
+    GpuSampler sampler(fn, device);
+    sampler.warm_up(plan.warmup_seconds);
+    return sampler.run(plan);
 }
 
 }  // namespace lc::bench

@@ -1,33 +1,29 @@
-// How times are taken: warm-up, then samples until enough of them and enough seconds, then order statistics.
+// How times are taken: warm-up, then samples until there are enough, then order statistics.
 #pragma once
 #include <cstdint>
 #include <functional>
-#include <string>
+
+#include "core/device.h"
 
 namespace lc::bench {
 
+struct Plan {
+    double min_seconds = 0.5, warmup_seconds = 0.3;
+    int64_t min_samples = 50;
+};
+
 struct Timing {
-    double median_ms = 0, p10_ms = 0, p90_ms = 0;
-    int64_t samples = 0;
+    double median_us = 0, p10_us = 0, p90_us = 0;  // of one call
+    int64_t samples = 0, calls = 0;                // calls in a sample
+    // On a GPU:
+    bool cold = false;     // the L2 cache was overwritten before each sample
+    double host_us = 0;    // what the host takes to queue one call
+    bool starved = false;  // the host was slower than the device: times include waiting for it
 };
 
-// Times `fn`. A sample repeats it until it takes at least 0.2 ms, so that the clock does not matter.
-Timing measure(const std::function<void()>& fn, double min_seconds);
-
-// What this machine can do with all threads of the pool, measured in this process.
-struct Roofline {
-    double copy_gbps = 0;    // read + written bytes of a large copy
-    double gemm_gflops = 0;  // f32, 1024^3
-    // The least time in ms that work of this size can take.
-    double floor_ms(double flops, double bytes) const;
-};
-Roofline measure_roofline(double min_seconds);
-
-// What a result depends on besides the code measured.
-struct Environment {
-    std::string cpu, compiler, gemm_backend, revision, utc;
-    int threads = 0;
-};
-Environment environment();
+// Times `fn`. On the CPU a sample repeats it until it takes at least 0.2 ms, so that the clock does not matter. On a GPU, whose
+// current stream `fn` must use, a sample is the device's own time for one call (or, under 50 us, for a batch of calls) that is
+// queued behind other work.
+Timing measure(const std::function<void()>& fn, Device device, const Plan& plan);
 
 }  // namespace lc::bench

@@ -13,9 +13,21 @@ LC_OP_CASES(accumulate) {
     for (const auto& [variant, shape] : {std::pair{"one", Shape{1}}, {"odd", Shape{3, 5, 7}}, {"large", Shape{129, 257}}})
         add({.op = "accumulate", .variant = variant, .inputs = {{"source", shape}, {"target", shape}}, .run = run,
              .differentiable = false});
-    const double n = 8192.0 * 512;
-    add({.op = "accumulate", .variant = "8192x512", .inputs = {{"source", {8192, 512}}, {"target", {8192, 512}}}, .run = run,
-         .flops = n, .bytes = 12 * n, .bench = true, .differentiable = false});
+    const auto in_place = [](const Tensors& in) -> Tensors {
+        kernels::accumulate({.source = in[0].view(), .target = in[1].view()}, current_stream(in[0].device()));
+        return {};
+    };
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"8192x512", Shape{8192, 512}, Bench::cpu}, {"8192x4096", Shape{8192, 4096}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "accumulate",
+             .variant = variant,
+             .inputs = {{"source", shape}, {"target", shape}},
+             .run = in_place,
+             .forward = {.flops = n, .numbers = 3 * n},
+             .bench = bench,
+             .differentiable = false});
+    }
 }
 
 }  // namespace lc::testing

@@ -12,15 +12,17 @@ LC_OP_CASES(add) {
     add({.op = "add", .variant = "same_tensor", .inputs = {{"a", {4, 5}}}, .run = [](const Tensors& in) -> Tensors {
              return {lc::add(in[0], in[0])};
          }});
-    const double n = 8192.0 * 512;
-    add({.op = "add",
-         .variant = "8192x512",
-         .inputs = {{"a", {8192, 512}}, {"b", {8192, 512}}},
-         .run = run,
-         .flops = n,
-         .bytes = 12 * n,
-         .backward_bytes = 8 * n,
-         .bench = true});
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"8192x512", Shape{8192, 512}, Bench::cpu}, {"8192x4096", Shape{8192, 4096}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "add",
+             .variant = variant,
+             .inputs = {{"a", shape}, {"b", shape}},
+             .run = run,
+             .forward = {.flops = n, .numbers = 3 * n},
+             .backward = {.numbers = 2 * n},
+             .bench = bench});
+    }
 }
 
 }  // namespace lc::testing

@@ -11,8 +11,8 @@ LC_OP_CASES(concat) {
                       .variant = std::move(variant),
                       .inputs = {{"a", a}, {"b", b}},
                       .run = [axis](const Tensors& in) -> Tensors { return {concat(in[0], in[1], axis)}; },
-                      .bytes = 8 * n,
-                      .backward_bytes = 8 * n};
+                      .forward = {.numbers = 2 * n},
+                      .backward = {.numbers = 2 * n}};
     };
     add(make("one", {1}, {1}, 0));
     add(make("first_axis", {2, 3}, {5, 3}, 0));
@@ -27,9 +27,13 @@ LC_OP_CASES(concat) {
          .inputs = {{"b", {2, 3}}},
          .run = [](const Tensors& in) -> Tensors { return {concat(Tensor(), in[0], 1)}; },
          .differentiable = false});
-    OpCase bench = make("8x8x1024x64_time", {8, 8, 1024, 64}, {8, 8, 64, 64}, 2);
-    bench.bench = true;
-    add(bench);
+    for (const auto& [c, bench] :
+         {std::pair{make("8x8x1024x64_time", {8, 8, 1024, 64}, {8, 8, 64, 64}, 2), Bench::cpu},
+          {make("8192x4096_rows", {4096, 4096}, {4096, 4096}, 0), Bench::gpu}}) {
+        OpCase timed = c;
+        timed.bench = bench;
+        add(timed);
+    }
 }
 
 }  // namespace lc::testing

@@ -9,16 +9,17 @@ LC_OP_CASES(dropout) {
     add({.op = "dropout", .variant = "one", .inputs = {{"x", {1}}}, .run = with(0.5)});
     add({.op = "dropout", .variant = "odd", .inputs = {{"x", {3, 5, 7}}}, .run = with(0.1)});
     add({.op = "dropout", .variant = "strong", .inputs = {{"x", {33, 65}}}, .run = with(0.9)});
-    const double n = 2048.0 * 512;
-    add({.op = "dropout",
-         .variant = "2048x512",
-         .inputs = {{"x", {2048, 512}}},
-         .run = with(0.1),
-         .flops = 2 * n,
-         .bytes = 8 * n,
-         .backward_flops = 2 * n,
-         .backward_bytes = 8 * n,
-         .bench = true});
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"2048x512", Shape{2048, 512}, Bench::cpu}, {"8192x4096", Shape{8192, 4096}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "dropout",
+             .variant = variant,
+             .inputs = {{"x", shape}},
+             .run = with(0.1),
+             .forward = {.flops = 2 * n, .numbers = 2 * n},
+             .backward = {.flops = 2 * n, .numbers = 2 * n},
+             .bench = bench});
+    }
 }
 
 }  // namespace lc::testing

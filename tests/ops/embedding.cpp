@@ -12,8 +12,8 @@ OpCase make(std::string variant, int64_t vocabulary, int64_t d, Shape ids, DType
             .inputs = {{"weight", {vocabulary, d}},
                        {.name = "ids", .shape = ids, .fill = Fill::Ids, .bound = vocabulary, .ids_dtype = ids_dtype}},
             .run = [](const Tensors& in) -> Tensors { return {embedding(in[0], in[1])}; },
-            .bytes = 8 * n,
-            .backward_bytes = 12 * n + 4.0 * static_cast<double>(vocabulary * d)};
+            .forward = {.numbers = 2 * n},
+            .backward = {.numbers = 3 * n + static_cast<double>(vocabulary * d)}};
 }
 
 }  // namespace
@@ -31,8 +31,13 @@ LC_OP_CASES(embedding) {
     masters.run = [](const Tensors& in) -> Tensors { return {embedding(in[0], in[1], in[2].dtype())}; };
     add(masters);
     OpCase bench = make("8x1024_v8192_d512", 8192, 512, {8, 1024}, DType::i32);
-    bench.bench = true;
+    bench.bench = Bench::cpu;
     add(bench);
+    OpCase frozen = make("llama8b_8x1024", llama8b::kVocabulary, llama8b::kHidden, {llama8b::kBatch, llama8b::kLength}, DType::i32);
+    frozen.inputs[0].differentiable = false;
+    frozen.backward = {};
+    frozen.bench = Bench::gpu;
+    add(frozen);
 }
 
 }  // namespace lc::testing

@@ -18,10 +18,9 @@ OpCase make(std::string variant, Shape x, Shape w, Options o, Shape b = {}) {
     c.run = [o](const Tensors& in) -> Tensors {
         return {feature_map(in[0], in[1], o.bias ? in[2] : Tensor(), o.activation, o.skip)};
     };
-    c.flops = 2.0 * numel_of(x) / x[1] * w[0] * w[2];
-    c.bytes = 4.0 * (numel_of(x) + numel_of(x) / x[1] / x[3] * w[0] * kernels::feature_size(o.activation, w[2]));
-    c.backward_flops = 3 * c.flops;  // u again, dW, dx
-    c.backward_bytes = 2 * c.bytes;
+    c.forward.flops = 2.0 * numel_of(x) / x[1] * w[0] * w[2];
+    c.forward.numbers = numel_of(x) + numel_of(x) / x[1] / x[3] * w[0] * kernels::feature_size(o.activation, w[2]);
+    c.backward = {.flops = 3 * c.forward.flops, .numbers = 2 * c.forward.numbers};  // u again, dW, dx
     return c;
 }
 
@@ -42,7 +41,11 @@ LC_OP_CASES(feature_map) {
     add(make("relu_tiles_bias_skip", {1, 2, 33, 72}, {2, 72, 72}, {FeatureActivation::relu, true, true}, {2, 72}));
     add(make("one", {1, 1, 1, 1}, {1, 1, 1}, {}));
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, {8, 64, 64}, {});
-    bench.bench = true;
+    bench.bench = Bench::cpu;
+    add(bench);
+    using namespace llama8b;
+    bench = make("llama8b_8x1024", {kBatch, kHeads, kLength, kHeadDim}, {kHeads, kHeadDim, kMapSize}, {});
+    bench.bench = Bench::gpu;
     add(bench);
 }
 

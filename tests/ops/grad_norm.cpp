@@ -16,15 +16,18 @@ LC_OP_CASES(grad_norm) {
          .inputs = {{"a", {3, 5}}, {"b", {67, 65}}, {"c", {0}}, {"d", {131, 257}}},
          .run = run,
          .differentiable = false});
-    const double n = 8192.0 * 512;
-    add({.op = "grad_norm",
-         .variant = "8192x512",
-         .inputs = {{"a", {8192, 512}}},
-         .run = run,
-         .flops = 2 * n,
-         .bytes = 4 * n,
-         .bench = true,
-         .differentiable = false});
+    const auto add_bench = [&](std::string variant, const std::vector<Shape>& shapes, Bench bench) {
+        OpCase c{.op = "grad_norm", .variant = std::move(variant), .run = run, .bench = bench, .differentiable = false};
+        for (const Shape& shape : shapes) {
+            const auto n = static_cast<double>(numel_of(shape));
+            c.inputs.push_back({.name = "gradient", .shape = shape, .wide = true});
+            c.forward.flops += 2 * n, c.forward.bytes += 4 * n;
+        }
+        add(c);
+    };
+    add_bench("8192x512", {{8192, 512}}, Bench::cpu);
+    add_bench("maps_17M", llama8b::map_shapes(), Bench::gpu);
+    add_bench("lora_7M", llama8b::lora_shapes(), Bench::gpu);
 }
 
 }  // namespace lc::testing

@@ -1,5 +1,6 @@
 #include "autograd/ops/hybrid_attention.h"
 
+#include "autograd/ops/views.h"
 #include "tests/ops/op_case.h"
 
 namespace lc::testing {
@@ -153,11 +154,31 @@ void add_bench() {
     const double rows = 8 * 8 * 1024, d = 64, features = 128, window = 96;
     OpCase c = make("8x1024_h8_kv4_d64_w64",
                     {.length = 1024, .spec = terraced(64), .d = 64, .f = 64, .heads = 8, .kv_heads = 4, .batch = 8});
-    c.bench = true;
-    c.flops = 2 * rows * (2 * d * features / 2 + 2 * features * d + 2 * window * d);
-    c.bytes = 4 * rows * d * (1 + 1 + 0.5 + 0.5);
-    c.backward_flops = 2.5 * c.flops;
-    c.backward_bytes = 2.5 * c.bytes;
+    c.bench = Bench::cpu;
+    c.forward = {.flops = 2 * rows * (2 * d * features / 2 + 2 * features * d + 2 * window * d), .numbers = 3 * rows * d};
+    c.backward = {.flops = 2.5 * c.forward.flops, .numbers = 2.5 * c.forward.numbers};
+    add(c);
+}
+
+// A training step of stage 2: q, k, v are [B,T,H,D] in memory and the maps are frozen. Counted for a token and query head in
+// blocks of w = 64 keys, K and V read once a group of heads: fm is a map, mm a product with the state or with the window's two
+// blocks.
+void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
+    using namespace llama8b;
+    OpCase c = make(variant, {.length = length, .spec = terraced(kWindow), .d = kHeadDim, .f = kMapSize, .heads = kHeads,
+                              .kv_heads = kKvHeads, .batch = batch});
+    for (int i = 0; i < 3; ++i) std::swap(c.inputs[i].shape[1], c.inputs[i].shape[2]);
+    for (int i = 3; i < 6; ++i) c.inputs[i].differentiable = false;
+    c.run = [run = std::move(c.run)](Tensors in) -> Tensors {
+        for (int i = 0; i < 3; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
+        return run(in);
+    };
+    const double rows = static_cast<double>(batch * length * kHeads), d = kHeadDim, shared = 1.0 * kKvHeads / kHeads;
+    const double fm = 2 * d * kMapSize, mm = 2 * d * 2 * kMapSize;
+    c.forward = {.flops = rows * (2 * fm + 4 * mm), .numbers = rows * d * (2 + 2 * shared)};
+    // Two sweeps: q, k, v, dy, y -> dq, then q, k, v, dy -> dk, dv; five f32 row scalars.
+    c.backward = {.flops = rows * (6 * fm + 10 * mm), .numbers = rows * d * (6 + 6 * shared), .bytes = rows * 20};
+    c.bench = Bench::gpu;
     add(c);
 }
 
@@ -165,6 +186,9 @@ void add_bench() {
 
 LC_OP_CASES(hybrid_attention) {
     add_bench();
+    add_gpu_bench("llama8b_8x1024_w64", 8, 1024);
+    add_gpu_bench("llama8b_2x4096_w64", 2, 4096);
+    add_gpu_bench("llama8b_1x16384_w64", 1, 16384);
     add_lengths();
     add_heads_and_sizes();
     add_kinds();

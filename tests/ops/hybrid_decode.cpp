@@ -15,6 +15,7 @@ struct Options {
     int64_t d = 4, f = 3, heads = 4, kv_heads = 2, batch = 2;
     bool maps_per_kv_head = false;
     int64_t bias = 0;  // width of the biases: 0 (none), 1 or F
+    bool in_place = false;  // state and ring are those of the inputs, as in a model
 };
 
 OpCase make(std::string variant, const Options& o) {
@@ -42,9 +43,10 @@ OpCase make(std::string variant, const Options& o) {
         c.inputs.push_back({.name = "bk", .shape = {maps, o.bias}, .wide = true});
     }
     c.run = [o](const Tensors& in) -> Tensors {
-        Tensor s = in[5].clone(), z = in[6].clone(), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k, ring_v,
+        const auto own = [&](const Tensor& x) { return o.in_place ? x : x.clone(); };
+        Tensor s = own(in[5]), z = own(in[6]), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k, ring_v,
                mix_logit;
-        if (o.spec.window != WindowKind::none) mix_logit = in[7], ring_k = in[8].clone(), ring_v = in[9].clone();
+        if (o.spec.window != WindowKind::none) mix_logit = in[7], ring_k = own(in[8]), ring_v = own(in[9]);
         kernels::hybrid_decode({.q = in[0].view(),
                                 .k = in[1].view(),
                                 .v = in[2].view(),
@@ -69,6 +71,32 @@ OpCase make(std::string variant, const Options& o) {
 
 LinearizedSpec spec_of(WindowKind window, int64_t w) {
     return {.window = window, .window_size = w};
+}
+
+// A layer's step for `batch` sequences. In the middle of a block the window holds its mean of about 96 keys; at its start a
+// block of keys joins the state, which is written too.
+void add_gpu_bench(std::string variant, int64_t batch, int64_t position) {
+    using namespace llama8b;
+    OpCase c = make(std::move(variant), {.position = position,
+                                         .spec = spec_of(WindowKind::terraced, kWindow),
+                                         .d = kHeadDim,
+                                         .f = kMapSize,
+                                         .heads = kHeads,
+                                         .kv_heads = kKvHeads,
+                                         .batch = batch,
+                                         .in_place = true});
+    const bool folds = position % kWindow == 0;
+    const double rows = static_cast<double>(batch * kHeads), kv_rows = static_cast<double>(batch * kKvHeads), d = kHeadDim;
+    const double features = 2 * kMapSize, window = kWindow + static_cast<double>(position % kWindow) + 1;
+    c.forward.flops = 2 * rows * (d * kMapSize + features * d + 2 * window * d);
+    c.forward.numbers = 2 * rows * d + 2 * kv_rows * d * (window + 1);  // q, y; the window's keys and values, and the new ones
+    c.forward.bytes = 4 * rows * features * (d + 1) * (folds ? 2 : 1) + 4 * kHeads * d * kMapSize * (folds ? 2 : 1);
+    if (folds) {
+        c.forward.flops += 2 * rows * kWindow * (d * kMapSize + features * d);
+        c.forward.numbers += 2 * kv_rows * kWindow * d;
+    }
+    c.bench = Bench::gpu;
+    add(c);
 }
 
 }  // namespace
@@ -99,11 +127,15 @@ LC_OP_CASES(hybrid_decode) {
                                                .f = 64,
                                                .heads = 32,
                                                .kv_heads = 8,
-                                               .batch = 8});
-    bench.bench = true;
-    bench.flops = 8 * 32 * 2.0 * (64 * 64 + 128 * 64 + 2 * 104 * 64);
-    bench.bytes = 4 * 8 * (32 * 128.0 * 64 + 8 * 2 * 104 * 64);
+                                               .batch = 8,
+                                               .in_place = true});
+    bench.bench = Bench::cpu;
+    bench.forward = {.flops = 8 * 32 * 2.0 * (64 * 64 + 128 * 64 + 2 * 104 * 64),
+                     .numbers = 8 * 8 * 2 * 104 * 64.0,
+                     .bytes = 4 * 8 * 32 * 128.0 * 64};
     add(bench);
+    for (const int64_t batch : {1, 64}) add_gpu_bench(fmt::format("llama8b_b{}_w64", batch), batch, 64 * 20 + 32);
+    add_gpu_bench("llama8b_b64_w64_fold", 64, 64 * 20);
 }
 
 }  // namespace lc::testing

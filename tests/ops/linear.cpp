@@ -14,10 +14,17 @@ OpCase make(std::string variant, Shape x, int64_t out, bool bias) {
     if (bias) c.inputs.push_back({"b", {out}});
     c.run = [bias](const Tensors& in) -> Tensors { return {linear(in[0], in[1], bias ? in[2] : Tensor())}; };
     const double rows = static_cast<double>(numel_of(x)) / static_cast<double>(in_size);
-    c.flops = 2.0 * rows * in_size * out;
-    c.bytes = 4.0 * (rows * (in_size + out) + in_size * out);
-    c.backward_flops = 2 * c.flops;
-    c.backward_bytes = 2 * c.bytes;
+    c.forward = {.flops = 2.0 * rows * in_size * out, .numbers = rows * (in_size + out) + in_size * out};
+    c.backward = {.flops = 2 * c.forward.flops, .numbers = 2 * c.forward.numbers};
+    return c;
+}
+
+// In a layer of a frozen model only x wants a gradient.
+OpCase frozen(const char* name, int64_t rows, int64_t in, int64_t out) {
+    OpCase c = make(fmt::format("{}_{}x{}x{}", name, rows, in, out), {rows, in}, out, false);
+    c.inputs[1].differentiable = false;
+    c.backward = c.forward;
+    c.bench = Bench::gpu;
     return c;
 }
 
@@ -35,9 +42,22 @@ LC_OP_CASES(linear) {
                                                  {"2048x512x1376", 2048, 512, 1376},
                                                  {"1x2048x2048", 1, 2048, 2048}}) {
         OpCase c = make(variant, {rows, in}, out, false);
-        c.bench = true;
+        c.bench = Bench::cpu;
         add(c);
     }
+    using namespace llama8b;
+    add(frozen("q_or_o", kTokens, kHidden, kHidden));
+    add(frozen("k_or_v", kTokens, kHidden, kKvHeads * kHeadDim));
+    add(frozen("qkv", kTokens, kHidden, (kHeads + 2 * kKvHeads) * kHeadDim));
+    add(frozen("gate_or_up", kTokens, kHidden, kMlp));
+    add(frozen("gate_up", kTokens, kHidden, 2 * kMlp));
+    add(frozen("down", kTokens, kMlp, kHidden));
+    add(frozen("lm_head", kTokens, kHidden, kVocabulary));
+    for (const int64_t batch : {1, 64})
+        for (OpCase c : {frozen("decode", batch, kHidden, kHidden), frozen("decode", batch, kHidden, kMlp)}) {
+            c.backward = {};
+            add(c);
+        }
 }
 
 }  // namespace lc::testing

@@ -46,11 +46,10 @@ OpCase make(std::string variant, Options o) {
         return {result.y, result.state.s, result.state.z};
     };
     const double rows = static_cast<double>(o.batch * o.t);
-    c.flops = rows * (o.heads * (2.0 * o.d * o.f + 2.0 * features * o.d) +
-                      o.states * (2.0 * o.d * o.f + 2.0 * features * o.d));
-    c.bytes = 8.0 * rows * o.d * (o.heads + o.kv_heads);
-    c.backward_flops = 2.5 * c.flops;
-    c.backward_bytes = 2 * c.bytes;
+    c.forward.flops = rows * (o.heads * (2.0 * o.d * o.f + 2.0 * features * o.d) +
+                              o.states * (2.0 * o.d * o.f + 2.0 * features * o.d));
+    c.forward.numbers = 2.0 * rows * o.d * (o.heads + o.kv_heads);
+    c.backward = {.flops = 2.5 * c.forward.flops, .numbers = 2 * c.forward.numbers};
     c.tolerance_factor = 4;
     c.tolerance_reason =
         "dq and dk are differences of terms of size |dy||v|/Z that the chunked and the recurrent form round in "
@@ -63,6 +62,37 @@ OpCase make(std::string variant, Options o) {
                               "GPU, enters dZ = -(dy . y) / Z.";
     }
     return c;
+}
+
+// As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
+OpCase as_projected(OpCase c) {
+    for (int i = 0; i < 3; ++i) std::swap(c.inputs[i].shape[1], c.inputs[i].shape[2]);
+    c.run = [run = std::move(c.run)](Tensors in) -> Tensors {
+        for (int i = 0; i < 3; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
+        return run(in);
+    };
+    return c;
+}
+
+// A training step of stage 2: the maps are frozen. Counted for a token and query head in chunks of 64 keys, K and V read once a
+// group of heads; fm is a map, mm a product with the state, cc one within the chunk.
+void add_gpu_bench() {
+    using namespace llama8b;
+    OpCase c = as_projected(make("llama8b_8x1024", {.batch = kBatch,
+                                                    .heads = kHeads,
+                                                    .kv_heads = kKvHeads,
+                                                    .states = kHeads,
+                                                    .t = kLength,
+                                                    .d = kHeadDim,
+                                                    .f = kMapSize}));
+    c.inputs[3].differentiable = c.inputs[4].differentiable = false;
+    const double rows = kTokens * kHeads, d = kHeadDim, features = 2 * kMapSize, shared = 1.0 * kKvHeads / kHeads;
+    const double fm = 2 * d * kMapSize, mm = 2 * d * features, cc = 2 * 64 * d;
+    c.forward = {.flops = rows * (2 * fm + 2 * mm + 2 * cc), .numbers = rows * d * (2 + 2 * shared)};
+    // Two sweeps: q, k, v, dy, y -> dq, then q, k, v, dy -> dk, dv; four f32 row scalars.
+    c.backward = {.flops = rows * (6 * fm + 5 * mm + 5 * cc), .numbers = rows * d * (6 + 6 * shared), .bytes = rows * 16};
+    c.bench = Bench::gpu;
+    add(c);
 }
 
 }  // namespace
@@ -100,18 +130,12 @@ LC_OP_CASES(linear_attention) {
     add(make("state_in_out",
              {.heads = 4, .kv_heads = 2, .states = 4, .t = 66, .d = 4, .state_in = true, .state_out = true}));
     add(make("one", {.batch = 1, .heads = 1, .kv_heads = 1, .states = 1, .t = 1, .d = 1, .f = 1}));
-    // As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
-    OpCase projected = make("as_projected", {.heads = 4, .kv_heads = 2, .states = 4, .t = 70});
-    for (int i = 0; i < 3; ++i) std::swap(projected.inputs[i].shape[1], projected.inputs[i].shape[2]);
-    projected.run = [run = projected.run](Tensors in) -> Tensors {
-        for (int i = 0; i < 3; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
-        return run(in);
-    };
-    add(projected);
+    add(as_projected(make("as_projected", {.heads = 4, .kv_heads = 2, .states = 4, .t = 70})));
     OpCase bench =
         make("8x1024_h8_d64", {.batch = 8, .heads = 8, .kv_heads = 8, .states = 8, .t = 1024, .d = 64, .f = 64});
-    bench.bench = true;
+    bench.bench = Bench::cpu;
     add(bench);
+    add_gpu_bench();
 }
 
 }  // namespace lc::testing

@@ -13,18 +13,31 @@ OpCase make(std::string variant, int64_t n, int64_t d, int64_t vocabulary, Fill 
                         {.name = "labels", .shape = {n}, .fill = labels, .bound = vocabulary, .ids_dtype = ids}},
              .run = [](const Tensors& in) -> Tensors { return {linear_cross_entropy(in[0], in[1], in[2])}; }};
     const double product = 2.0 * static_cast<double>(n * d) * static_cast<double>(vocabulary);
-    c.flops = 3 * product;  // gradients are made in the forward
-    c.bytes = 12.0 * static_cast<double>(n * d + vocabulary * d + n * vocabulary);
-    c.backward_bytes = 8.0 * static_cast<double>(n * d + vocabulary * d);
+    // Gradients are made in the forward; the backward scales them.
+    c.forward = {.flops = 3 * product, .numbers = 3.0 * static_cast<double>(n * d + vocabulary * d + n * vocabulary)};
+    c.backward = {.numbers = 2.0 * static_cast<double>(n * d + vocabulary * d)};
     return c;
 }
 
 OpCase as_token_nll(OpCase c) {
     c.op = "token_nll";
     c.run = [](const Tensors& in) -> Tensors { return {token_nll(in[0], in[1], in[2])}; };
-    c.flops /= 3;
-    c.backward_bytes = 0;
+    c.forward.flops /= 3;
+    c.backward = {};
     c.differentiable = false;
+    return c;
+}
+
+// A frozen head: logits and dhidden are two products. The logits of a block of rows need never leave the chip.
+OpCase frozen_head() {
+    using namespace llama8b;
+    OpCase c = make("llama8b_8192", kTokens, kHidden, kVocabulary, Fill::Ids, DType::i32);
+    c.inputs[1].scale = 0.02;
+    c.inputs[1].differentiable = false;
+    const double hidden = kTokens * kHidden, weight = static_cast<double>(kVocabulary) * kHidden;
+    c.forward = {.flops = 4 * hidden * kVocabulary, .numbers = 2 * hidden + weight};
+    c.backward = {.numbers = 2 * hidden};
+    c.bench = Bench::gpu;
     return c;
 }
 
@@ -47,10 +60,17 @@ LC_OP_CASES(linear_cross_entropy) {
     };
     add(none);
     for (OpCase c : {make("2048x512_v8192", 2048, 512, 8192, Fill::Ids, DType::i32)}) {
-        c.bench = true;
+        c.bench = Bench::cpu;
         add(c);
         add(as_token_nll(c));
     }
+    OpCase head = frozen_head();
+    add(head);
+    head.forward.flops /= 2;  // without dhidden
+    head.forward.numbers -= static_cast<double>(llama8b::kTokens * llama8b::kHidden);
+    OpCase nll = as_token_nll(head);
+    nll.forward = head.forward;
+    add(nll);
 }
 
 }  // namespace lc::testing

@@ -16,10 +16,13 @@ OpCase make(std::string variant, Shape x, int64_t out, int64_t rank, double s) {
                         {.name = "b", .shape = {out, rank}, .scale = 0.3, .wide = true}},
              .run = [s](const Tensors& in) -> Tensors { return {lora_linear(in[0], in[1], in[2], in[3], s)}; }};
     const double low = static_cast<double>(rank) * (in_size + static_cast<double>(out));
-    c.flops = 2 * rows * (in_size * static_cast<double>(out) + low);
-    c.bytes = 4 * (rows * (in_size + static_cast<double>(out)) + in_size * static_cast<double>(out));
-    c.backward_flops = 2 * rows * (in_size * static_cast<double>(out) + 2 * low);  // w is frozen
-    c.backward_bytes = c.bytes;
+    c.forward = {.flops = 2 * rows * (in_size * static_cast<double>(out) + low),
+                 .numbers = rows * (in_size + static_cast<double>(out)) + in_size * static_cast<double>(out),
+                 .bytes = 4 * low};
+    c.backward = c.forward;  // w is frozen: dx, dA and dB from dy and x
+    c.backward.flops += 2 * rows * low;
+    c.backward.numbers += rows * in_size;
+    c.backward.bytes += 4 * low;
     return c;
 }
 
@@ -31,10 +34,16 @@ LC_OP_CASES(lora_linear) {
     add(make("rank8", {3, 19, 33}, 31, 8, 0.5));
     add(make("rank8_real_widths", {37, 128}, 192, 8, 2.0));
     add(make("zero_scale", {4, 6}, 5, 2, 0.0));
-    OpCase bench = make("2048x512x512_r8", {2048, 512}, 512, 8, 2.0);
-    bench.inputs[1].differentiable = false;
-    bench.bench = true;
-    add(bench);
+    using namespace llama8b;
+    const auto add_bench = [](std::string variant, int64_t rows, int64_t in, int64_t out, Bench bench) {
+        OpCase c = make(std::move(variant), {rows, in}, out, kLoraRank, 2.0);
+        c.inputs[1].differentiable = false;
+        c.bench = bench;
+        add(c);
+    };
+    add_bench("2048x512x512_r8", 2048, 512, 512, Bench::cpu);
+    add_bench("q_or_o_8192x4096x4096_r8", kTokens, kHidden, kHidden, Bench::gpu);
+    add_bench("k_or_v_8192x4096x1024_r8", kTokens, kHidden, kKvHeads * kHeadDim, Bench::gpu);
 }
 
 }  // namespace lc::testing

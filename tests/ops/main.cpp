@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
     const bool gpu = lc::cuda::device_count() > 0;
     const Device device{lc::DeviceType::cuda, 0};
     for (const OpCase& op_case : lc::testing::op_cases()) {
-        if (op_case.bench) continue;
+        if (op_case.bench != lc::testing::Bench::none) continue;
         register_case(op_case, Target{});
         if (gpu)
             for (const DType dtype : {DType::f32, DType::bf16}) register_case(op_case, {device, dtype, dtype});

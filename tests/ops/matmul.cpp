@@ -14,10 +14,8 @@ OpCase make(std::string variant, Shape a, Shape b) {
             .variant = std::move(variant),
             .inputs = {{"a", a}, {"b", b}},
             .run = [](const Tensors& in) -> Tensors { return {matmul(in[0], in[1])}; },
-            .flops = 2 * products,
-            .bytes = 4 * numbers,
-            .backward_flops = 4 * products,
-            .backward_bytes = 8 * numbers};
+            .forward = {.flops = 2 * products, .numbers = numbers},
+            .backward = {.flops = 4 * products, .numbers = 2 * numbers}};
 }
 
 }  // namespace
@@ -30,11 +28,14 @@ LC_OP_CASES(matmul) {
     OpCase permuted = make("permuted", {2, 5, 3, 4}, {2, 3, 4, 6});
     permuted.run = [](const Tensors& in) -> Tensors { return {matmul(permute(in[0], {0, 2, 1, 3}), in[1])}; };
     add(permuted);
-    for (const auto& [variant, a, b] :
-         {std::tuple{"512", Shape{512, 512}, Shape{512, 512}}, {"64x64x64x64", Shape{64, 64, 64}, Shape{64, 64, 64}}}) {
-        OpCase bench = make(variant, a, b);
-        bench.bench = true;
-        add(bench);
+    for (const auto& [variant, a, b, bench] :
+         {std::tuple{"512", Shape{512, 512}, Shape{512, 512}, Bench::cpu},
+          {"64x64x64x64", Shape{64, 64, 64}, Shape{64, 64, 64}, Bench::cpu},
+          {"8192x4096x4096", Shape{8192, 4096}, Shape{4096, 4096}, Bench::gpu},
+          {"256x1024x128x1024", Shape{256, 1024, 128}, Shape{256, 128, 1024}, Bench::gpu}}) {
+        OpCase c = make(variant, a, b);
+        c.bench = bench;
+        add(c);
     }
 }
 

@@ -16,16 +16,17 @@ LC_OP_CASES(mse) {
          .run = [](const Tensors& in) -> Tensors {
              return {mse(permute(in[0], {0, 2, 1, 3}), permute(in[1], {0, 2, 1, 3}))};
          }});
-    const double n = 8192.0 * 512;
-    add({.op = "mse",
-         .variant = "8192x512",
-         .inputs = {{"y", {8192, 512}}, {.name = "target", .shape = {8192, 512}, .differentiable = false}},
-         .run = run,
-         .flops = 3 * n,
-         .bytes = 8 * n,
-         .backward_flops = 2 * n,
-         .backward_bytes = 12 * n,
-         .bench = true});
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"8192x512", Shape{8192, 512}, Bench::cpu}, {"8192x4096", Shape{8192, 4096}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "mse",
+             .variant = variant,
+             .inputs = {{"y", shape}, {.name = "target", .shape = shape, .differentiable = false}},
+             .run = run,
+             .forward = {.flops = 3 * n, .numbers = 2 * n},
+             .backward = {.flops = 2 * n, .numbers = 3 * n},
+             .bench = bench});
+    }
 }
 
 }  // namespace lc::testing

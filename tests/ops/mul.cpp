@@ -18,16 +18,17 @@ LC_OP_CASES(mul) {
              .variant = inner == 8 ? "permuted_runs" : "permuted",
              .inputs = {{"a", {2, 4, 3, inner}}, {"b", {2, 3, 4, inner}}},
              .run = [](const Tensors& in) -> Tensors { return {lc::mul(permute(in[0], {0, 2, 1, 3}), in[1])}; }});
-    const double n = 8192.0 * 512;
-    add({.op = "mul",
-         .variant = "8192x512",
-         .inputs = {{"a", {8192, 512}}, {"b", {8192, 512}}},
-         .run = run,
-         .flops = n,
-         .bytes = 12 * n,
-         .backward_flops = 2 * n,
-         .backward_bytes = 20 * n,
-         .bench = true});
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"8192x512", Shape{8192, 512}, Bench::cpu}, {"8192x4096", Shape{8192, 4096}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "mul",
+             .variant = variant,
+             .inputs = {{"a", shape}, {"b", shape}},
+             .run = run,
+             .forward = {.flops = n, .numbers = 3 * n},
+             .backward = {.flops = 2 * n, .numbers = 5 * n},
+             .bench = bench});
+    }
 }
 
 }  // namespace lc::testing

@@ -5,12 +5,13 @@
 //            .run = [](const Tensors& in) -> Tensors { return {feature_map(in[0], in[1], {}, ...)}; }});
 //   }
 //
-// A case whose `bench` is set is timed by bench/ and not tested (real shapes are too slow for the f64 oracle).
+// A case whose `bench` names a device is timed there by bench/ and not tested (real shapes are too slow for the f64 oracle).
 #pragma once
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "core/rng.h"
 #include "core/tensor.h"
 
 namespace lc::testing {
@@ -38,13 +39,24 @@ struct Target {
     DType values = DType::f32;
 };
 
+// What one call costs at least: FLOPs, and what it has to read and write, once each.
+struct Cost {
+    double flops = 0;
+    double numbers = 0;  // of the run's dtype
+    double bytes = 0;    // of what has a dtype of its own: f32 parameters, statistics and states, ids
+    double bytes_in(DType dtype) const { return numbers * static_cast<double>(size_of(dtype)) + bytes; }
+    explicit operator bool() const { return flops > 0 || numbers > 0 || bytes > 0; }
+};
+
+// Which benchmark a case belongs to: the CPU's are sized for two cores, the GPU's are a training step's of Llama-3-8B.
+enum class Bench { none, cpu, gpu };
+
 struct OpCase {
     std::string op, variant;
     std::vector<OpInput> inputs;
-    std::function<Tensors(const Tensors&)> run;  // functional; inputs are of a Target's dtype and device
-    double flops = 0, bytes = 0;                 // of one forward in f32, for the benchmark
-    double backward_flops = 0, backward_bytes = 0;  // 0: no backward in the benchmark
-    bool bench = false;
+    std::function<Tensors(const Tensors&)> run;  // functional (benchmarks may write in place); inputs are of a Target's dtype and device
+    Cost forward, backward;                      // for the benchmark; an empty backward is not timed
+    Bench bench = Bench::none;
     bool differentiable = true;                  // false: an op that never stands on a tape
     // The derived bound is 2x the error of the naive form in f32 plus 4 eps max|ref|. A larger factor needs a reason.
     double tolerance_factor = 1;
@@ -67,6 +79,18 @@ struct OpCaseRegistrar {
 
 // Which inputs can collect a gradient.
 std::vector<bool> differentiable_inputs(const OpCase& op_case);
+
+// The shapes of the GPU's benchmarks.
+namespace llama8b {
+inline constexpr int64_t kBatch = 8, kLength = 1024, kTokens = kBatch * kLength, kLayers = 32, kHidden = 4096, kHeads = 32,
+                         kKvHeads = 8, kHeadDim = 128, kMlp = 14336, kVocabulary = 128256, kMapSize = 64, kWindow = 64,
+                         kLoraRank = 8;
+std::vector<Shape> map_shapes();   // what stage 1 trains: feature maps and window factors
+std::vector<Shape> lora_shapes();  // what stage 2 trains: A and B of q, k, v, o
+}  // namespace llama8b
+
+// One input, a pure function of its description, target and random sequence.
+Tensor make_input(const OpInput& input, const Target& target, const Random& random);
 
 // Fresh inputs: a pure function of case, target and seed. `wanted[i]` makes input i a leaf that collects a gradient.
 Tensors make_inputs(const OpCase& op_case, const Target& target, uint64_t seed, const std::vector<bool>& wanted = {});

@@ -16,7 +16,8 @@ OpCase make(std::string variant, Shape x, Use use) {
     if (use == Use::Alone) {
         c.inputs.push_back({.name = "weight", .shape = {x[-1]}, .wide = true});
         c.run = [](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], 1e-5)}; };
-        c.flops = 4 * n, c.bytes = 8 * n, c.backward_flops = 10 * n, c.backward_bytes = 20 * n;
+        c.forward = {.flops = 4 * n, .numbers = 2 * n};
+        c.backward = {.flops = 10 * n, .numbers = 3 * n};
         return c;
     }
     c.inputs.push_back({"residual", x});
@@ -28,7 +29,8 @@ OpCase make(std::string variant, Shape x, Use use) {
         if (use == Use::SumOnly) return {sum};
         return {y, sum};
     };
-    c.flops = 5 * n, c.bytes = 16 * n, c.backward_flops = 11 * n, c.backward_bytes = 28 * n;
+    c.forward = {.flops = 5 * n, .numbers = 4 * n};
+    c.backward = {.flops = 11 * n, .numbers = 4 * n};  // x and residual have one gradient
     return c;
 }
 
@@ -56,9 +58,13 @@ LC_OP_CASES(rms_norm) {
              return {y, sum};
          }});
     for (const Use use : {Use::Alone, Use::Both}) {
-        OpCase bench = make("8192x512", {8192, 512}, use);
-        bench.bench = true;
-        add(bench);
+        OpCase c = make("8192x512", {8192, 512}, use);
+        c.bench = Bench::cpu;
+        add(c);
+        c = make("8192x4096", {llama8b::kTokens, llama8b::kHidden}, use);
+        c.inputs.back().differentiable = false;  // the weight is frozen
+        c.bench = Bench::gpu;
+        add(c);
     }
 }
 

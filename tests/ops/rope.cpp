@@ -15,10 +15,16 @@ OpCase make(std::string variant, Shape x, int64_t positions, int64_t first) {
                        {.name = "cos", .shape = {positions, x[3] / 2}, .differentiable = false, .wide = true},
                        {.name = "sin", .shape = {positions, x[3] / 2}, .differentiable = false, .wide = true}},
             .run = [first](const Tensors& in) -> Tensors { return {rope(in[0], in[1], in[2], first)}; },
-            .flops = 3 * n,
-            .bytes = 8 * n,
-            .backward_flops = 3 * n,
-            .backward_bytes = 8 * n};
+            .forward = {.flops = 3 * n, .numbers = 2 * n},
+            .backward = {.flops = 3 * n, .numbers = 2 * n}};
+}
+
+// As models call it: x is a permuted view of [B,T,H,D].
+OpCase heads_inside(OpCase c, int64_t first) {
+    c.run = [first](const Tensors& in) -> Tensors {
+        return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], first)};
+    };
+    return c;
 }
 
 }  // namespace
@@ -29,16 +35,17 @@ LC_OP_CASES(rope) {
     add(make("offset", {1, 2, 7, 34}, 19, 11));
     add(make("d64", {1, 2, 3, 64}, 4, 1));
     add(make("d128", {2, 1, 3, 128}, 3, 0));
-    for (const auto& [variant, d] : {std::pair{"heads_inside", 8}, {"heads_inside_d128", 128}}) {
-        OpCase permuted = make(variant, {2, 5, 3, d}, 9, 2);
-        permuted.run = [](const Tensors& in) -> Tensors {
-            return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], 2)};
-        };
-        add(permuted);
-    }
+    for (const auto& [variant, d] : {std::pair{"heads_inside", 8}, {"heads_inside_d128", 128}})
+        add(heads_inside(make(variant, {2, 5, 3, d}, 9, 2), 2));
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, 1024, 0);
-    bench.bench = true;
+    bench.bench = Bench::cpu;
     add(bench);
+    using namespace llama8b;
+    for (const auto& [variant, heads] : {std::pair{"q_8x1024_h32_d128", kHeads}, {"k_8x1024_h8_d128", kKvHeads}}) {
+        bench = heads_inside(make(variant, {kBatch, kLength, heads, kHeadDim}, kLength, 0), 0);
+        bench.bench = Bench::gpu;
+        add(bench);
+    }
 }
 
 }  // namespace lc::testing

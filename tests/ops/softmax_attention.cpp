@@ -18,11 +18,32 @@ OpCase make(std::string variant, Size s) {
                         {"v", {s.batch, s.kv_heads, s.keys, s.d}}},
              .run = [](const Tensors& in) -> Tensors { return {softmax_attention(in[0], in[1], in[2])}; }};
     const double pairs = s.t * static_cast<double>(s.keys - s.t) + s.t * (s.t + 1) / 2.0;
-    c.flops = 4.0 * s.batch * s.heads * s.d * pairs;
-    c.bytes = 8.0 * s.batch * s.d * (s.heads * s.t + s.kv_heads * s.keys);
-    c.backward_flops = 2.5 * c.flops;
-    c.backward_bytes = 2 * c.bytes;
+    c.forward = {.flops = 4.0 * s.batch * s.heads * s.d * pairs,
+                 .numbers = 2.0 * s.batch * s.d * (s.heads * s.t + s.kv_heads * s.keys)};
+    c.backward = {.flops = 2.5 * c.forward.flops, .numbers = 2 * c.forward.numbers};
     return c;
+}
+
+// As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
+OpCase as_projected(OpCase c) {
+    for (OpInput& input : c.inputs) std::swap(input.shape[1], input.shape[2]);
+    c.run = [](const Tensors& in) -> Tensors {
+        const auto heads_first = [](const Tensor& x) { return permute(x, {0, 2, 1, 3}); };
+        return {softmax_attention(heads_first(in[0]), heads_first(in[1]), heads_first(in[2]))};
+    };
+    return c;
+}
+
+// FLOPs by the usual convention, half the square; the log-sum-exp of each row is written and read.
+void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
+    using namespace llama8b;
+    OpCase c = as_projected(make(variant, {batch, kHeads, kKvHeads, length, length, kHeadDim}));
+    const double rows = static_cast<double>(batch * kHeads * length);
+    c.forward.flops = 2 * rows * kHeadDim * static_cast<double>(length);
+    c.backward.flops = 2.5 * c.forward.flops;
+    c.forward.bytes = c.backward.bytes = 4 * rows;
+    c.bench = Bench::gpu;
+    add(c);
 }
 
 }  // namespace
@@ -51,27 +72,20 @@ LC_OP_CASES(softmax_attention) {
     heavy(make("tiles_d128_cache", {1, 3, 1, 5, 140, 128}));
     heavy(make("tiles_d160", {1, 2, 1, 35, 35, 160}));
 
-    // As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
-    OpCase projected = make("as_projected", {2, 4, 2, 70, 70, 8});
-    for (OpInput& input : projected.inputs) std::swap(input.shape[1], input.shape[2]);
-    projected.run = [](const Tensors& in) -> Tensors {
-        const auto heads_first = [](const Tensor& x) { return permute(x, {0, 2, 1, 3}); };
-        return {softmax_attention(heads_first(in[0]), heads_first(in[1]), heads_first(in[2]))};
-    };
-    add(projected);
-    OpCase projected_tiles = make("as_projected_d64", {2, 4, 2, 66, 66, 64});
-    for (OpInput& input : projected_tiles.inputs) std::swap(input.shape[1], input.shape[2]);
-    projected_tiles.run = projected.run;
-    heavy(projected_tiles);
+    add(as_projected(make("as_projected", {2, 4, 2, 70, 70, 8})));
+    heavy(as_projected(make("as_projected_d64", {2, 4, 2, 66, 66, 64})));
 
     for (const auto& [name, size] : {std::pair<const char*, Size>{"8x1024_h8_d64", {8, 8, 8, 1024, 1024, 64}},
                                      {"2x1024_h32_kv8_d128", {2, 32, 8, 1024, 1024, 128}},
                                      {"decode_h32_kv8_d128_4096", {1, 32, 8, 1, 4096, 128}}}) {
         OpCase bench = make(name, size);
-        bench.bench = true;
-        if (size.t == 1) bench.backward_flops = bench.backward_bytes = 0;
+        bench.bench = Bench::cpu;
+        if (size.t == 1) bench.backward = {};
         add(bench);
     }
+    add_gpu_bench("llama8b_8x1024", 8, 1024);
+    add_gpu_bench("llama8b_2x4096", 2, 4096);
+    add_gpu_bench("llama8b_1x16384", 1, 16384);
 }
 
 }  // namespace lc::testing

@@ -10,15 +10,17 @@ LC_OP_CASES(sum) {
          {std::pair{"one", Shape{1}}, {"odd", Shape{3, 5, 7}}, {"two_blocks", Shape{67, 65}}, {"three_chunks", Shape{131, 257}}})
         add({.op = "sum", .variant = variant, .inputs = {{"x", shape}}, .run = run});
     add({.op = "sum", .variant = "empty", .inputs = {{"x", {0}}}, .run = run, .differentiable = false});
-    const double n = 8192.0 * 512;
-    add({.op = "sum",
-         .variant = "8192x512",
-         .inputs = {{"x", {8192, 512}}},
-         .run = run,
-         .flops = n,
-         .bytes = 4 * n,
-         .backward_bytes = 4 * n,
-         .bench = true});
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"8192x512", Shape{8192, 512}, Bench::cpu}, {"8192x4096", Shape{8192, 4096}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "sum",
+             .variant = variant,
+             .inputs = {{"x", shape}},
+             .run = run,
+             .forward = {.flops = n, .numbers = n},
+             .backward = {.numbers = n},
+             .bench = bench});
+    }
 }
 
 }  // namespace lc::testing

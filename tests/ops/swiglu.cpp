@@ -13,16 +13,18 @@ LC_OP_CASES(swiglu) {
          .variant = "saturated",
          .inputs = {{"gate", {4, 33}, Fill::Normal, 40}, {"up", {4, 33}}},
          .run = run});
-    const double n = 2048.0 * 1376;
-    add({.op = "swiglu",
-         .variant = "2048x1376",
-         .inputs = {{"gate", {2048, 1376}}, {"up", {2048, 1376}}},
-         .run = run,
-         .flops = 5 * n,
-         .bytes = 12 * n,
-         .backward_flops = 12 * n,
-         .backward_bytes = 20 * n,
-         .bench = true});
+    for (const auto& [variant, shape, bench] :
+         {std::tuple{"2048x1376", Shape{2048, 1376}, Bench::cpu},
+          {"8192x14336", Shape{llama8b::kTokens, llama8b::kMlp}, Bench::gpu}}) {
+        const auto n = static_cast<double>(numel_of(shape));
+        add({.op = "swiglu",
+             .variant = variant,
+             .inputs = {{"gate", shape}, {"up", shape}},
+             .run = run,
+             .forward = {.flops = 5 * n, .numbers = 3 * n},
+             .backward = {.flops = 12 * n, .numbers = 5 * n},
+             .bench = bench});
+    }
 }
 
 }  // namespace lc::testing

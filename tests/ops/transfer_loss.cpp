@@ -1,5 +1,6 @@
 #include "autograd/ops/transfer_loss.h"
 
+#include "autograd/ops/views.h"
 #include "tests/ops/op_case.h"
 
 namespace lc::testing {
@@ -90,6 +91,24 @@ void add_window(const std::string& name, WindowKind window) {
     add(make(name + "_window_only", o));
 }
 
+// A micro-batch of stage 1: q, k, v and target are [B,T,H,D] in memory. Counted as in hybrid_attention.cpp.
+void add_gpu_bench() {
+    using namespace llama8b;
+    OpCase c = make("llama8b_8x1024_w64", {.length = kLength, .spec = spec_of(WindowKind::terraced, kWindow), .d = kHeadDim,
+                                           .f = kMapSize, .heads = kHeads, .kv_heads = kKvHeads, .batch = kBatch});
+    for (int i = 0; i < 4; ++i) std::swap(c.inputs[i].shape[1], c.inputs[i].shape[2]);
+    c.run = [run = std::move(c.run)](Tensors in) -> Tensors {
+        for (int i = 0; i < 4; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
+        return run(in);
+    };
+    const double rows = kTokens * kHeads, d = kHeadDim, shared = 1.0 * kKvHeads / kHeads;
+    const double fm = 2 * d * kMapSize, mm = 2 * d * 2 * kMapSize;
+    // Two sweeps: q, k, v, target -> dN, dWq; then q, k, v, dN -> dWk; four f32 row scalars.
+    c.forward = {.flops = rows * (6 * fm + 7 * mm), .numbers = rows * d * (5 + 4 * shared), .bytes = rows * 16};
+    c.bench = Bench::gpu;
+    add(c);
+}
+
 }  // namespace
 
 LC_OP_CASES(transfer_loss) {
@@ -105,10 +124,10 @@ LC_OP_CASES(transfer_loss) {
                                                   .heads = 8,
                                                   .kv_heads = 4,
                                                   .batch = 8});
-    bench.bench = true;
-    bench.flops = 2 * rows * (2 * d * features + 2 * window * d + 5 * features * d);
-    bench.bytes = 4 * rows * d * (1 + 0.5 + 0.5 + 1);
+    bench.bench = Bench::cpu;
+    bench.forward = {.flops = 2 * rows * (2 * d * features + 2 * window * d + 5 * features * d), .numbers = 3 * rows * d};
     add(bench);
+    add_gpu_bench();
 }
 
 }  // namespace lc::testing

@@ -1,0 +1,82 @@
+#include "bench/environment.h"
+
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+
+#include "bench/gpu.h"
+#include "bench/revision.h"
+#include "core/cuda/runtime.h"
+#include "core/parallel.h"
+#include "kernels/common/gemm.h"
+
+namespace lc::bench {
+namespace {
+
+std::string cpu_model() {
+    std::ifstream file("/proc/cpuinfo");
+    for (std::string line; std::getline(file, line);)
+        if (line.starts_with("model name"))
+            if (const size_t colon = line.find(": "); colon != std::string::npos) return line.substr(colon + 2);
+    return "unknown";
+}
+
+}  // namespace
+
+Device parse_device(const std::string& text) {
+    if (text == "cpu") return {};
+    if (text == "cuda") return {DeviceType::cuda, 0};
+    const std::string index = text.starts_with("cuda:") ? text.substr(5) : "";
+    LC_REQUIRE(Usage, !index.empty() && index.size() <= 3 && index.find_first_not_of("0123456789") == std::string::npos,
+               "device must be cpu, cuda or cuda:N, got '{}'", text);
+    return {DeviceType::cuda, std::stoi(index)};
+}
+
+Environment environment(Device device, const std::string& command) {
+    Environment e;
+    if (device.is_cpu()) {
+        e.machine = cpu_model();
+        e.fields = {{"cpu", e.machine}, {"threads", num_threads()}, {"gemm", kernels::gemm_backend()}};
+    } else {
+        e.machine = cuda::device_info(device.index).name;
+        const GpuVersions versions = gpu_versions();
+        e.fields = {{"gpu", e.machine}, {"driver", versions.driver}, {"cuda", versions.cuda}};
+    }
+    e.fields["compiler"] = LC_COMPILER;
+    e.fields["revision"] = kRevision;
+    e.fields["command"] = command;
+    return e;
+}
+
+std::string portable_command(int argc, const char* const* argv) {
+    std::string command;
+    for (int i = 0; i < argc; ++i) {
+        std::string word = argv[i];
+        const size_t path = word.starts_with('/') ? 0 : word.find("=/");
+        if (path == 0)
+            word = std::filesystem::path(word).filename();
+        else if (path != std::string::npos)
+            word = word.substr(0, path + 1) + std::filesystem::path(word.substr(path + 1)).filename().string();
+        command += (i ? " " : "") + word;
+    }
+    return command;
+}
+
+std::string utc_now() {
+    const std::time_t now = std::time(nullptr);
+    std::tm utc{};
+    gmtime_r(&now, &utc);
+    char text[32];
+    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    return text;
+}
+
+void append_line(const std::string& path, const io::Json& line) {
+    if (path.empty()) return;
+    std::ofstream file(path, std::ios::app);
+    file << line.dump() << '\n';
+    file.close();
+    LC_REQUIRE(Resource, !file.fail(), "{}: cannot append a result", path);
+}
+
+}  // namespace lc::bench

@@ -1,0 +1,17 @@
+// What the benchmarks ask of CUDA and core does not have. In a build without CUDA (gpu_absent.cpp) they refuse in words.
+#pragma once
+#include <string>
+
+#include "core/tensor.h"
+
+namespace lc::bench {
+
+// c = a b through cuBLASLt: square matrices of one dtype on one device.
+void gpu_gemm(const Tensor& a, const Tensor& b, const Tensor& c);
+
+struct GpuVersions {
+    std::string driver, cuda;
+};
+GpuVersions gpu_versions();
+
+}  // namespace lc::bench
