@@ -15,7 +15,9 @@ struct CheckpointNode final : Node {
         std::vector<Tensor> inputs;
         for (size_t i = 0; i < saved_inputs.size(); ++i) {
             inputs.push_back(saved_inputs[i]->get().detach());
-            if (wants_grad[i]) set_requires_grad(inputs.back());
+            if (!wants_grad[i]) continue;
+            set_requires_grad(inputs.back());
+            static_cast<AutogradMeta*>(inputs.back().autograd().get())->stands_in = true;
         }
         std::vector<Tensor> roots, grads;
         {

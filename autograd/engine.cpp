@@ -17,10 +17,6 @@ struct NodeState {
 };
 using States = std::unordered_map<const Node*, NodeState>;
 
-DType leaf_grad_dtype(DType dtype) {
-    return dtype == DType::f64 ? DType::f64 : DType::f32;
-}
-
 void add_into(Tensor& target, const Tensor& source) {
     kernels::accumulate({.source = source.view(), .target = target.view()}, current_stream(target.device()));
 }
@@ -36,8 +32,7 @@ class Sink final : public GradSink {
         if (!e) return {};
         Tensor& buffer = target(e);
         if (!buffer.defined()) {
-            const DType dtype = e.leaf ? leaf_grad_dtype(e.dtype) : e.dtype;
-            buffer = Tensor::empty_like(e.layout, dtype, e.device);
+            buffer = Tensor::empty_like(e.layout, e.dtype, e.device);
             written_.push_back(&buffer);
             return {buffer.view(), GradWrite::Overwrite};
         }
@@ -57,12 +52,11 @@ class Sink final : public GradSink {
                  e.layout.shape);
         Tensor& buffer = target(e);
         if (buffer.defined()) return add_into(buffer, grad);
-        const DType dtype = e.leaf ? leaf_grad_dtype(e.dtype) : e.dtype;
         // A leaf's gradient lies in memory like the leaf: optimizers walk both as flat arrays.
-        if (grad.dtype() == dtype && (!e.leaf || grad.layout() == e.layout.dense_like())) {
+        if (grad.dtype() == e.dtype && (!e.leaf || grad.layout() == e.layout.dense_like())) {
             buffer = grad.detach();
         } else {
-            buffer = Tensor::empty_like(e.layout, dtype, e.device);
+            buffer = Tensor::empty_like(e.layout, e.dtype, e.device);
             copy_strided(grad.view(), buffer.view());
         }
     }

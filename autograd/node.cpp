@@ -14,7 +14,9 @@ AutogradMeta* meta_of(const Tensor& tensor) { return static_cast<AutogradMeta*>(
 Edge edge_to(const Tensor& input) {
     if (!requires_grad(input)) return {};
     auto meta = std::static_pointer_cast<AutogradMeta>(input.autograd());
-    Edge edge{meta->node, meta->output, nullptr, input.layout(), input.dtype(), input.device()};
+    const bool wide = !meta->node && !meta->stands_in;
+    const DType dtype = wide ? statistics_dtype(input.dtype()) : input.dtype();
+    Edge edge{meta->node, meta->output, nullptr, input.layout(), dtype, input.device()};
     if (!edge.node) edge.leaf = std::move(meta);
     return edge;
 }

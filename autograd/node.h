@@ -25,6 +25,7 @@ class GradSink;
 // What autograd hangs on a tensor. A leaf has no node and collects `grad`; the result of an op has its node.
 struct AutogradMeta final : AutogradSlot {
     bool requires_grad = false;
+    bool stands_in = false;      // a leaf in the place of an op's output: its gradient has its own dtype, as that one's would
     Tensor grad;                 // leaves only
     std::shared_ptr<Node> node;  // null for a leaf
     int output = 0;              // which output of `node` this tensor is
@@ -36,7 +37,7 @@ struct Edge {
     int output = 0;
     std::shared_ptr<AutogradMeta> leaf;
     Layout layout;  // of the input: its gradient buffer gets the same order of axes
-    DType dtype = DType::f32;
+    DType dtype = DType::f32;  // of the gradient: the input's own, but f32 for a bf16 leaf
     Device device;
     explicit operator bool() const { return node || leaf; }
 };
