@@ -205,7 +205,7 @@ void check_writable(const std::vector<std::pair<std::string, Tensor>>& tensors) 
         LC_CHECK(!name.empty() && name.size() <= kMaxTensorName && name.find('\0') == std::string::npos &&
                      name != "__metadata__" && !first_invalid_utf8(name),
                  "'{}' cannot name a tensor in a safetensors file", printable(name));
-        LC_CHECK(tensor.defined() && tensor.device().is_cpu(), "tensor '{}' must be defined and on the CPU", name);
+        LC_CHECK(tensor.defined(), "tensor '{}' must be defined", name);
         names.push_back(name);
     }
     std::ranges::sort(names);
