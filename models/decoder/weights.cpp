@@ -2,8 +2,10 @@
 #include <cmath>
 #include <set>
 
+#include "core/log.h"
 #include "core/random_tensor.h"
 #include "io/safetensors_model.h"
+#include "io/weight_reader.h"
 #include "models/decoder/decoder.h"
 #include "models/decoder/parameter.h"
 #include "models/decoder/rope_table.h"
@@ -29,6 +31,14 @@ void refuse_strangers(const io::SafetensorsModel& model, const std::set<std::str
         fail(ErrorKind::BadInput, "{}: tensor '{}' is no part of the model that config.json describes",
              model.file_of(name).path().string(), name);
     }
+}
+
+// Whoever waits for gigabytes is told; programs stay silent about small models.
+void log_read(const std::filesystem::path& directory, const io::ReadReport& report) {
+    const double gigabytes = static_cast<double>(report.bytes) * 1e-9;
+    log_line(gigabytes >= 1 ? LogLevel::Info : LogLevel::Debug,
+             fmt::format("{}: read {:.3f} GB of weights in {:.2f} s, {:.1f} GB/s", directory.string(), gigabytes,
+                         report.seconds, report.gigabytes_per_second()));
 }
 
 }  // namespace
@@ -88,8 +98,12 @@ Decoder Decoder::load(const std::filesystem::path& directory, const LoadOptions&
     }
     refuse_strangers(files, known, config.tie_embeddings);
     decoder.make_rope_table();
-    for (const WeightSlot& slot : decoder.weight_slots())
-        *slot.tensor = frozen(files.read(slot.name, decoder.dtype()).to(decoder.device()));
+    std::vector<io::WeightRequest> requests;
+    for (const WeightSlot& slot : decoder.weight_slots()) {
+        *slot.tensor = frozen(Tensor::empty(slot.shape, decoder.dtype(), decoder.device()));
+        requests.push_back({slot.name, *slot.tensor});
+    }
+    log_read(directory, io::read_weights(files, requests));
     return decoder;
 }
 
