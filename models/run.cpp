@@ -3,6 +3,7 @@
 #include <map>
 #include <set>
 
+#include "core/parallel.h"
 #include "io/feature_maps.h"
 #include "io/file.h"
 #include "io/json.h"
@@ -182,7 +183,13 @@ void save_base(const Decoder& decoder, const std::filesystem::path& directory, D
 std::string model_hash(const std::filesystem::path& directory) {
     std::string hashes = io::xxh3_128_hex_of_file(directory / "config.json") + "\n";
     const io::SafetensorsModel model(directory);
-    for (const io::SafetensorsFile& file : model.files()) hashes += io::xxh3_128_hex_of_file(file.path()) + "\n";
+    const std::vector<io::SafetensorsFile>& files = model.files();
+    std::vector<std::string> of_file(files.size());
+    parallel_for(std::ssize(files), 1, [&](int64_t begin, int64_t end) {
+        for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+            of_file[i] = io::xxh3_128_hex_of_file(files[i].path());
+    });
+    for (const std::string& hash : of_file) hashes += hash + "\n";
     return io::xxh3_128_hex(hashes);
 }
 
