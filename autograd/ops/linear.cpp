@@ -18,23 +18,26 @@ struct LinearNode final : Node {
                                   .dw = din.slot(1),
                                   .db = din.slot(2)},
                                  current_stream(dout[0].device()));
+        din.pass(3, dout[0]);  // last: from here on it is the residual's
     }
 };
 
 }  // namespace
 
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b) {
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual) {
     LC_CHECK(x.rank() >= 1 && w.rank() == 2 && x.size(-1) == w.size(1),
              "linear: x must be [...,In] and w [Out,In], got {} and {}", x.shape(), w.shape());
     Shape shape = x.shape();
     shape[-1] = w.size(0);
     Tensor y = Tensor::empty(shape, x.dtype(), x.device());
-    kernels::linear_forward({.x = x.view(), .w = w.view(), .b = b.view(), .y = y.view()}, current_stream(x.device()));
-    if (should_record({&x, &w, &b})) {
+    kernels::linear_forward(
+        {.x = x.view(), .w = w.view(), .b = b.view(), .residual = residual.view(), .y = y.view()},
+        current_stream(x.device()));
+    if (should_record({&x, &w, &b, &residual})) {
         auto node = std::make_shared<LinearNode>();
         if (requires_grad(w)) node->x.save(x);  // a frozen weight keeps no activations
         node->w.save(w);
-        record(node, {&x, &w, &b}, {&y});
+        record(node, {&x, &w, &b, &residual}, {&y});
     }
     return y;
 }

@@ -10,11 +10,17 @@ namespace {
 void forward_fast(const LinearForward& args) {
     const InRows<float> x(args.x), w(args.w);
     const OutRows<float> y(args.y);
-    if (args.b) {  // the product is added on top of the bias
-        const FlatInput<float> b(args.b);
+    const auto start_rows = [&](auto&& row) {  // the product is added on top of these
         parallel_for(y.rows, 16, [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) std::copy_n(b.data(), y.columns, y.row(r));
+            for (int64_t r = begin; r < end; ++r) std::copy_n(row(r), y.columns, y.row(r));
         });
+    };
+    if (args.b) {
+        const FlatInput<float> b(args.b);
+        start_rows([&](int64_t) { return b.data(); });
+    } else if (args.residual) {
+        const InRows<float> residual(args.residual);
+        start_rows([&](int64_t r) { return residual.row(r); });
     }
     gemm(Gemm<float>{.op_b = Op::Transpose,
                      .m = x.rows,
@@ -24,7 +30,7 @@ void forward_fast(const LinearForward& args) {
                      .lda = x.stride,
                      .b = w.data,
                      .ldb = w.stride,
-                     .beta = args.b ? 1.0f : 0.0f,
+                     .beta = args.b || args.residual ? 1.0f : 0.0f,
                      .c = y.data,
                      .ldc = y.stride});
     y.finish();
@@ -89,7 +95,9 @@ void linear_forward(const LinearForward& args, Stream stream) {
     check(args.x, args.w, args.y);
     LC_CHECK(!args.b || args.b.shape() == Shape{args.w.size(0)}, "linear: b must be [{}], got {}", args.w.size(0),
              args.b.shape());
-    require_alike("linear", {args.x, args.y});
+    LC_CHECK(!args.residual || (!args.b && args.residual.shape() == args.y.shape()),
+             "linear: a residual must be {} and stand without a bias, got {}", args.y.shape(), args.residual.shape());
+    require_alike("linear", {args.x, args.y, args.residual});
     require_wide("linear", args.x, {args.w, args.b});
     if constexpr (cuda::kBuilt)
         if (on_cuda("linear", args.x)) return linear_forward_cuda(args, stream);

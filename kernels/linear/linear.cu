@@ -1,7 +1,7 @@
 // Linear layers on the GPU: three cuBLASLt products.
 //
 // MATHS    linear.h. Row-major throughout; W is [Out,In] as Hugging Face stores it.
-// TILING   cuBLASLt's; the bias is its epilogue. db is column_sum.
+// TILING   cuBLASLt's; bias and residual are its epilogue: the sum costs no pass of its own. db is column_sum.
 // COST     2 rows In Out FLOPs a product; a gradient that nobody wants costs nothing.
 // NUMERICS f32 accumulation; TF32 is off for f32. dW and db of f32 parameters are written in f32 beside bf16 activations. An f32
 //          weight is rounded to bf16 first when x is bf16.
@@ -17,7 +17,10 @@ void linear_forward_cuda(const LinearForward& args, Stream stream) {
     const DType dtype = args.x.dtype;
     const DeviceRows x(args.x, dtype), w(args.w, dtype);
     const DeviceOutRows y(args.y);
-    const std::optional<DeviceRows> b = args.b ? std::optional<DeviceRows>(std::in_place, args.b, dtype) : std::nullopt;
+    const auto rows_of = [&](const TensorView& view) {
+        return view ? std::optional<DeviceRows>(std::in_place, view, dtype) : std::nullopt;
+    };
+    const std::optional<DeviceRows> b = rows_of(args.b), residual = rows_of(args.residual);
     gemm({.op_b = Op::Transpose,
           .m = x.rows,
           .n = w.rows,
@@ -26,11 +29,14 @@ void linear_forward_cuda(const LinearForward& args, Stream stream) {
           .lda = x.stride,
           .b = w.data,
           .ldb = w.stride,
+          .beta = residual ? 1.0f : 0.0f,
           .c = y.data,
           .ldc = y.stride,
           .dtype = dtype,
           .c_dtype = y.dtype,
-          .bias = b ? b->data : nullptr},
+          .bias = b ? b->data : nullptr,
+          .addend = residual ? residual->data : nullptr,
+          .ld_addend = residual ? residual->stride : 0},
          stream);
     y.finish();
 }

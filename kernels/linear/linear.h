@@ -1,4 +1,4 @@
-// y = x W^T + b          dx = dy W     dW = dy^T x     db = sum over rows of dy
+// y = x W^T + b + residual          dx = dy W     dW = dy^T x     db = sum over rows of dy     dresidual = dy
 //
 // On the GPU x, y, dy and dx may be bf16 beside f32 w and b (parameters that train); dw and db are then f32.
 #pragma once
@@ -12,7 +12,8 @@ struct LinearForward {
     TensorView x;  // [...,In]   in
     TensorView w;  // [Out,In]   in
     TensorView b;  // [Out], or empty   in
-    TensorView y;  // [...,Out]  out
+    TensorView residual;  // [...,Out], or empty   in, not beside b
+    TensorView y;         // [...,Out]  out
 };
 void linear_forward(const LinearForward& args, Stream stream);
 void linear_forward_cuda(const LinearForward& args, Stream stream);

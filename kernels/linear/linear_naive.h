@@ -1,5 +1,7 @@
 // The oracle: loops as the formulas of linear.h read.
 #pragma once
+#include <optional>
+
 #include "kernels/common/rows.h"
 #include "kernels/linear/linear.h"
 
@@ -9,9 +11,10 @@ template <class T>
 void linear_forward_naive(const LinearForward& args) {
     const InRows<T> x(args.x), w(args.w);
     const OutRows<T> y(args.y);
+    const auto residual = args.residual ? std::make_optional<InRows<T>>(args.residual) : std::nullopt;
     for (int64_t r = 0; r < y.rows; ++r)
         for (int64_t o = 0; o < y.columns; ++o) {
-            T sum = args.b ? args.b.as<const T, 1>()(o) : T{0};
+            T sum = args.b ? args.b.as<const T, 1>()(o) : residual ? (*residual)(r, o) : T{0};
             for (int64_t i = 0; i < x.columns; ++i) sum += x(r, i) * w(o, i);
             y(r, o) = sum;
         }

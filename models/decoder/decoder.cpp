@@ -2,7 +2,6 @@
 #include "models/decoder/decoder.h"
 
 #include "autograd/checkpoint.h"
-#include "autograd/ops/add.h"
 #include "autograd/ops/embedding.h"
 #include "autograd/ops/linear.h"
 #include "autograd/ops/lora_linear.h"
@@ -69,7 +68,7 @@ Tensor Decoder::finish(int64_t index, const Tensor& h, const Tensor& y) const {
     const Tensor rows = reshape(permute(y, {0, 2, 1, 3}), {h.size(0), h.size(1), config_.num_heads * config_.head_dim});
     const auto [x, sum] = add_rms_norm(layer.o.forward(rows), h, layer.post_attention_norm, config_.norm_eps);
     const Tensor inner = swiglu(linear(x, layer.gate), linear(x, layer.up));
-    return add(sum, linear(inner, layer.down));
+    return linear(inner, layer.down, {}, sum);
 }
 
 Tensor Decoder::final_norm(const Tensor& h) const {

@@ -68,17 +68,17 @@ uint32_t alignment_of(const void* pointer) {
     return alignment;
 }
 
-using AlgoKey = std::array<int64_t, 22>;
+using AlgoKey = std::array<int64_t, 24>;
 
 AlgoKey key_of(const CudaGemm& g, int device) {
     return {device, static_cast<int64_t>(g.op_a), static_cast<int64_t>(g.op_b), g.m, g.n, g.k, g.lda, g.ldb, g.ldc,
             static_cast<int64_t>(g.dtype), static_cast<int64_t>(g.c_dtype), g.beta == 0, g.bias != nullptr, g.batch,
             g.stride_a, g.stride_b, g.stride_c, alignment_of(g.a), alignment_of(g.b), alignment_of(g.c),
-            g.bias ? alignment_of(g.bias) : 0, 0};
+            g.bias ? alignment_of(g.bias) : 0, g.addend ? alignment_of(g.addend) : 0, g.ld_addend, 0};
 }
 
 cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Operation& operation, const MatrixLayout& a,
-                            const MatrixLayout& b, const MatrixLayout& c) {
+                            const MatrixLayout& b, const MatrixLayout& c, const MatrixLayout& d) {
     Preference preference;
     check(cublasLtMatmulPreferenceCreate(&preference.handle), "cublasLtMatmulPreferenceCreate");
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
@@ -87,11 +87,11 @@ cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Op
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspaceBytes));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.b));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a));
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.c));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.addend ? g.addend : g.c));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.c));
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
-    check(cublasLtMatmulAlgoGetHeuristic(handle, operation.handle, b.handle, a.handle, c.handle, c.handle, preference.handle,
+    check(cublasLtMatmulAlgoGetHeuristic(handle, operation.handle, b.handle, a.handle, c.handle, d.handle, preference.handle,
                                          1, &result, &found),
           "cublasLtMatmulAlgoGetHeuristic");
     LC_CHECK(found > 0, "gemm: cuBLASLt knows no way for [{},{}] x [{},{}] in {}", g.m, g.k, g.k, g.n, name_of(g.dtype));
@@ -116,6 +116,7 @@ void gemm(const CudaGemm& g, Stream stream) {
     if (g.k == 0 && !g.bias) return scale_by_beta(g, stream);
     LC_CHECK(g.k > 0, "gemm: a product over nothing with a bias is not supported");
     LC_CHECK(!g.bias || g.beta == 0, "gemm: a bias and beta = {} exclude each other", g.beta);
+    LC_CHECK(!g.addend || g.batch == 1, "gemm: an addend in a batch of {}", g.batch);
     const ProfileZone zone("gemm", 2.0 * static_cast<double>(g.m * g.n) * static_cast<double>(g.k * g.batch));
     const cublasLtHandle_t handle = handle_for(stream.device.index);
 
@@ -133,10 +134,11 @@ void gemm(const CudaGemm& g, Stream stream) {
         set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(g.c_dtype));
     }
     const bool ta = g.op_a == Op::Transpose, tb = g.op_b == Op::Transpose;
-    MatrixLayout a, b, c;
+    MatrixLayout a, b, c, d;
     set_layout(a, g.dtype, ta ? g.k : g.m, ta ? g.m : g.k, g.lda, g.batch, g.stride_a);
     set_layout(b, g.dtype, tb ? g.n : g.k, tb ? g.k : g.n, g.ldb, g.batch, g.stride_b);
-    set_layout(c, g.c_dtype, g.m, g.n, g.ldc, g.batch, g.stride_c);
+    set_layout(c, g.c_dtype, g.m, g.n, g.addend ? g.ld_addend : g.ldc, g.batch, g.stride_c);
+    set_layout(d, g.c_dtype, g.m, g.n, g.ldc, g.batch, g.stride_c);
 
     static std::mutex mutex;
     static auto* algos = new std::map<AlgoKey, cublasLtMatmulAlgo_t>;
@@ -145,12 +147,12 @@ void gemm(const CudaGemm& g, Stream stream) {
         std::lock_guard lock(mutex);
         const AlgoKey key = key_of(g, stream.device.index);
         auto found = algos->find(key);
-        if (found == algos->end()) found = algos->emplace(key, choose(handle, g, operation, a, b, c)).first;
+        if (found == algos->end()) found = algos->emplace(key, choose(handle, g, operation, a, b, c, d)).first;
         algo = found->second;
     }
     const DeviceScratch<std::byte> workspace(kWorkspaceBytes, stream);
-    check(cublasLtMatmul(handle, operation.handle, &g.alpha, g.b, b.handle, g.a, a.handle, &g.beta, g.c, c.handle, g.c,
-                         c.handle, &algo, workspace.data(), static_cast<size_t>(kWorkspaceBytes), cuda::handle_of(stream)),
+    check(cublasLtMatmul(handle, operation.handle, &g.alpha, g.b, b.handle, g.a, a.handle, &g.beta, g.addend ? g.addend : g.c,
+                         c.handle, g.c, d.handle, &algo, workspace.data(), static_cast<size_t>(kWorkspaceBytes), cuda::handle_of(stream)),
           "cublasLtMatmul");
 }
 
