@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 
 #include "core/log.h"
@@ -130,6 +131,7 @@ class Linearization {
             for (double value : values) json.push_back(value);
             return json;
         };
+        memory_[stage] = result.memory;
         context_.results[stage] = {{"steps", result.steps},
                                    {"skipped", result.skipped},
                                    {"tokens", result.tokens},
@@ -234,6 +236,8 @@ class Linearization {
         summary["placement"] = models::describe(options_.placement);
         const double seconds = context_.total_seconds();
         summary["timing"] = {{"seconds", seconds}};
+        for (const char* stage : {"transfer", "finetune"})
+            if (memory_.contains(stage)) summary["memory"][stage] = memory_.at(stage);
         run_.write_summary(summary);
         log_info("{}: done in {}", options_.out.string(), format_duration(seconds));
     }
@@ -242,6 +246,7 @@ class Linearization {
     RunDirectory run_;
     Inputs inputs_;
     RunContext context_;
+    std::map<std::string, int64_t> memory_;  // peak bytes of the stages that this process ran
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/allocator.h"
 #include "core/cuda/runtime.h"
 #include "core/log.h"
 #include "core/profile.h"
@@ -62,6 +63,7 @@ TrainLoop::TrainLoop(Stage& stage, ChunkStream& data, const LoopOptions& options
 std::optional<LoopResult> TrainLoop::run() {
     const ProfileRange range("stage " + stage_.name());
     profile_reset();
+    allocator(device()).reset_peak();
     const bool fresh = step_ == 0 && evaluated_ < 0;
     if (fresh) save();  // what earlier stages found out is safe from here on
     while (true) {
@@ -88,19 +90,26 @@ std::optional<LoopResult> TrainLoop::run() {
     progress_.finish();
     if (options_.profile) print_profile();
     selection_.load_best();
-    figures_.steps = step_, figures_.skipped = skipped_;
+    figures_.steps = step_, figures_.skipped = skipped_, figures_.memory = peak_memory();
     figures_.best_step = selection_.best_step(), figures_.best_loss = selection_.best_loss();
     return figures_;
 }
 
 void TrainLoop::profiled_step() {
-    const Device device = groups_.front().parameters.front().tensor.device();
     ++steps_here_;
-    if (steps_here_ == options_.profile_first) synchronize(device), cuda::profiler_start();
-    if (options_.profile) profile_enable(true, device);
+    if (steps_here_ == options_.profile_first) synchronize(device()), cuda::profiler_start();
+    if (options_.profile) profile_enable(true, device());
     step();
     profile_enable(false);
-    if (steps_here_ == options_.profile_last) synchronize(device), cuda::profiler_stop();
+    if (steps_here_ == options_.profile_last) synchronize(device()), cuda::profiler_stop();
+}
+
+Device TrainLoop::device() const {
+    return groups_.front().parameters.front().tensor.device();
+}
+
+int64_t TrainLoop::peak_memory() const {
+    return allocator(device()).stats().peak_bytes;
 }
 
 bool TrainLoop::evaluation_due() const {
@@ -165,7 +174,7 @@ void TrainLoop::step() {
     const double total_ms = milliseconds_since(start);
     profiled_seconds_ += total_ms / 1e3;
     const double tokens = static_cast<double>(batches[0].tokens() * options_.accumulate);
-    progress_.step({step_, loss.loss, report.grad_norm, rates[0], total_ms, tokens / total_ms * 1e3});
+    progress_.step({step_, loss.loss, report.grad_norm, rates[0], total_ms, tokens / total_ms * 1e3, peak_memory()});
     count_skip(report.skipped);
 }
 
@@ -206,6 +215,7 @@ void TrainLoop::write_step(const StepLoss& loss, const StepReport& report, const
     for (const auto& [phase, ms] : milliseconds.items()) total += ms.get<double>();
     const int64_t step_tokens = figures_.tokens / step_;  // every step has the same number
     record["tokens_per_second"] = static_cast<double>(step_tokens) / std::max(total, 1e-6) * 1e3;
+    record["memory"] = peak_memory();
     record["ms"] = milliseconds;
     context_.metrics->write(record);
 }

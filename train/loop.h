@@ -48,6 +48,7 @@ struct RunContext {
 
 struct LoopResult {
     int64_t steps = 0, skipped = 0, best_step = 0, tokens = 0;
+    int64_t memory = 0;  // bytes: the largest that were in use at once
     double best_loss = 0;
     double first_loss = 0;                                      // validation, before the first step
     std::vector<double> first_layer_losses, best_layer_losses;  // validation
@@ -69,6 +70,8 @@ class TrainLoop {
     void count_skip(bool skipped);
     void save();
     io::Json state() const;
+    Device device() const;
+    int64_t peak_memory() const;
     void print_profile() const;
     void write_step(const StepLoss& loss, const StepReport& report, const Record& milliseconds);
 

@@ -49,7 +49,7 @@ void MetricsLog::sync() {
 }
 
 Record without_timing(Record record) {
-    for (const char* key : {"tokens_per_second", "ms", "timing"}) record.erase(key);
+    for (const char* key : {"tokens_per_second", "ms", "timing", "memory"}) record.erase(key);
     return record;
 }
 

@@ -10,6 +10,7 @@ namespace lc::train {
 struct StepFigures {
     int64_t step = 0;
     double loss = 0, grad_norm = 0, rate = 0, milliseconds = 0, tokens_per_second = 0;
+    int64_t memory = 0;  // bytes: the largest that were in use at once, in this stage
 };
 
 class Progress {
