@@ -1,0 +1,62 @@
+// What kernels take from the allocator while they run, in bytes a buffer. Each function follows the kernel that it
+// names; change both together (tests/gpu/memory_plan_test.cpp holds them against each other).
+//
+// The CPU's attention keeps its scratch in std::vector, outside the allocator's count: a few blocks of rows a thread
+// and O(T F') a task.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/device.h"
+#include "core/dtype.h"
+#include "kernels/common/attention_spec.h"
+
+namespace lc::train::memory {
+
+using Buffers = std::vector<int64_t>;
+
+// One call of linearized attention, forward or with the gradients named.
+struct AttentionCall {
+    int64_t batch = 0, heads = 0, kv_heads = 0, length = 0, head_dim = 0;
+    int64_t key_maps = 0, features = 0;  // wk is [key_maps, D, F]
+    kernels::LinearizedSpec spec;
+    DType dtype = DType::f32;
+    bool dq = false, dk = false, dv = false, dmaps = false;
+    int64_t bias_width = 0;  // F, 1 or no bias
+
+    bool backward() const { return dq || dk || dv || dmaps; }
+};
+
+// The fused form's case (hybrid_fused_covers in kernels/hybrid_attention/hybrid_fused.cu), for tensors as the decoder
+// makes them: bf16, heads of 64 or 128, softmax_dim maps of 64 features, terraced windows of 64.
+bool is_fused(const AttentionCall& call);
+// Of hybrid_attention and linear_attention on a GPU: fused, else chunked (kernels/hybrid_attention/hybrid_chunked.cu),
+// which needs the products' own workspace as well.
+Buffers cuda_linearized_attention_workspace(const AttentionCall& call);
+// Of transfer_loss on a GPU: the same with the loss in between (kernels/transfer_loss).
+Buffers cuda_transfer_loss_workspace(const AttentionCall& call);
+
+// Of softmax_attention's backward: two f32 a row and query head (one in some of its forms). Its forward takes none.
+Buffers softmax_backward_workspace(int64_t rows, DeviceType device);
+
+// One matrix product [m,k] x [k,n]: cuBLASLt's workspace, or the packed blocks of the threads that share it in the
+// portable form (kernels/common/gemm.cpp). Inside a parallel loop every thread has a product of its own.
+struct Product {
+    int64_t m = 0, n = 0, k = 0;
+    bool in_every_thread = false;
+};
+Buffers product_workspace(const Product& product, DeviceType device);
+
+// kernels/linear_cross_entropy: logits of a chunk of rows, and what lies beside them.
+struct LossCall {
+    int64_t rows = 0, labelled = 0;  // labelled: those that are predicted
+    int64_t vocabulary = 0, hidden = 0;
+    DType dtype = DType::f32, weight_dtype = DType::f32;
+};
+Buffers loss_workspace(const LossCall& call, DeviceType device);
+
+// kernels/embedding/embedding.cu and kernels/rms_norm/rms_norm.cu: gradients of the table and of the norm's weight.
+Buffers embedding_backward_workspace(int64_t vocabulary, int64_t ids, DeviceType device);
+Buffers rms_norm_weight_workspace(int64_t rows, int64_t columns, DeviceType device);
+
+}  // namespace lc::train::memory
