@@ -23,15 +23,6 @@ std::string cpu_model() {
 
 }  // namespace
 
-Device parse_device(const std::string& text) {
-    if (text == "cpu") return {};
-    if (text == "cuda") return {DeviceType::cuda, 0};
-    const std::string index = text.starts_with("cuda:") ? text.substr(5) : "";
-    LC_REQUIRE(Usage, !index.empty() && index.size() <= 3 && index.find_first_not_of("0123456789") == std::string::npos,
-               "device must be cpu, cuda or cuda:N, got '{}'", text);
-    return {DeviceType::cuda, std::stoi(index)};
-}
-
 Environment environment(Device device, const std::string& command) {
     Environment e;
     if (device.is_cpu()) {

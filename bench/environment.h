@@ -7,9 +7,6 @@
 
 namespace lc::bench {
 
-// "cpu", "cuda" or "cuda:N".
-Device parse_device(const std::string& text);
-
 struct Environment {
     std::string machine;  // the CPU or GPU by name
     io::Json fields;      // what every JSON line holds of it, revision and command included

@@ -1,32 +1,88 @@
 // Times the library on this machine and compares it with what the machine can do: see bench/README.md.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <string>
 #include <vector>
 
+#include "bench/end_to_end.h"
 #include "bench/environment.h"
 #include "bench/ops.h"
+#include "bench/report.h"
 #include "core/check.h"
 #include "core/log.h"
 #include "core/parallel.h"
 
 namespace {
 
-using lc::bench::OpsOptions;
+constexpr int kFailed = static_cast<int>(lc::ErrorKind::Internal), kMost = 1 << 20;
 
-void add_ops(CLI::App& app, OpsOptions& options) {
-    CLI::App& verb = *app.add_subcommand("ops", "times the ops (the verb where none is named)");
-    verb.add_option("--op", options.ops, "only these ops")->delimiter(',');
-    verb.add_option("--variant", options.variant, "only this case of them");
-    verb.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
-    verb.add_option("--dtype", options.dtype, "of activations: f32, or bf16 on a GPU")->capture_default_str();
-    verb.add_option("--out", options.out, "append one JSON line a result to this file");
-    verb.add_option("--min-seconds", options.min_seconds, "measure each phase at least this long")
-        ->check(CLI::Range(0.0, 3600.0))
-        ->capture_default_str();
+struct Options {
+    lc::bench::OpsOptions ops;
+    lc::bench::EndToEndOptions e2e;
+    std::vector<std::filesystem::path> files;
+    std::string command;
+    int status = 0;
+};
+
+void add_common(CLI::App& verb, std::string& device, std::string& dtype, std::string& out) {
+    verb.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
+    verb.add_option("--dtype", dtype, "of activations: f32, bf16 (on a GPU) or auto")->capture_default_str();
+    verb.add_option("--out", out, "append one JSON line a result to this file");
     verb.add_option_function<int>("--threads", lc::set_num_threads, "threads of the pool; default: all cores")
         ->check(CLI::Range(1, 256));
-    verb.add_flag("--list", options.list, "name the device's cases and stop");
+}
+
+void add_ops(CLI::App& app, Options& options) {
+    CLI::App& verb = *app.add_subcommand("ops", "times the ops (the verb where none is named)");
+    lc::bench::OpsOptions& o = options.ops;
+    add_common(verb, o.device, o.dtype, o.out);
+    verb.add_option("--op", o.ops, "only these ops")->delimiter(',');
+    verb.add_option("--variant", o.variant, "only this case of them");
+    verb.add_option("--min-seconds", o.min_seconds, "measure each phase at least this long")
+        ->check(CLI::Range(0.0, 3600.0))
+        ->capture_default_str();
+    verb.add_flag("--list", o.list, "name the device's cases and stop");
+    verb.callback([&options] {
+        options.ops.command = options.command;
+        options.status = lc::bench::run_ops(options.ops) == 0 ? 0 : kFailed;
+    });
+}
+
+void add_end_to_end(CLI::App& app, Options& options) {
+    CLI::App& verb = *app.add_subcommand("e2e", "times whole steps of a model with random weights");
+    lc::bench::EndToEndOptions& o = options.e2e;
+    const auto count = [&](const char* name, int64_t& value, const char* text, int least = 1) {
+        verb.add_option(name, value, text)->check(CLI::Range(least, kMost))->capture_default_str();
+    };
+    verb.add_option("--model-config", o.model_config, "config.json of the model, or its directory")->required();
+    verb.add_option("--stage", o.stage, "transfer, finetune or decode")->required();
+    verb.add_option("--attention", o.attention, "hybrid, linear, or softmax: not converted")->capture_default_str();
+    add_common(verb, o.device, o.dtype, o.out);
+    count("--batch", o.batch, "sequences of a micro-batch, or of a decode step");
+    count("--seq-len", o.seq_len, "tokens of a sequence in training", 2);
+    count("--accumulate", o.accumulate, "micro-batches of a training step");
+    count("--steps", o.steps, "training steps to time");
+    count("--warmup", o.warmup, "steps, or new tokens, before those", 0);
+    count("--prompt", o.prompt, "tokens before decoding");
+    count("--new-tokens", o.new_tokens, "tokens to decode");
+    count("--prefill-chunk", o.prefill_chunk, "tokens of the prompt in one go");
+    count("--lora-rank", o.lora_rank, "of finetune");
+    verb.add_flag("--checkpoint-layers", o.checkpoint_layers,
+                  "finetune keeps only each layer's input for the backward");
+    verb.callback([&options] {
+        options.e2e.command = options.command;
+        lc::bench::run_end_to_end(options.e2e);
+    });
+}
+
+void add_report(CLI::App& app, Options& options) {
+    CLI::App& verb = *app.add_subcommand("report", "writes the tables of docs/performance.md to stdout");
+    verb.add_option("files", options.files, "lines of results")->required();
+    verb.callback([&options] {
+        const std::string text = lc::bench::performance_report(lc::bench::read_lines(options.files), options.command);
+        std::fwrite(text.data(), 1, text.size(), stdout);
+    });
 }
 
 // `bench --op add` means `bench ops --op add`.
@@ -42,14 +98,16 @@ std::vector<std::string> words_of(int argc, char** argv) {
 int main(int argc, char** argv) {
     CLI::App app("Times the library on this machine and compares it with what the machine can do.", "bench");
     app.require_subcommand(1);
-    OpsOptions ops;
-    add_ops(app, ops);
-    ops.command = lc::bench::portable_command(argc, argv);
+    Options options;
+    options.command = lc::bench::portable_command(argc, argv);
+    add_ops(app, options);
+    add_end_to_end(app, options);
+    add_report(app, options);
     try {
         std::vector<std::string> words = words_of(argc, argv);
         std::reverse(words.begin(), words.end());  // the order in which CLI11 takes a vector
         app.parse(words);
-        return lc::bench::run_ops(ops) == 0 ? 0 : static_cast<int>(lc::ErrorKind::Internal);
+        return options.status;
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : static_cast<int>(lc::ErrorKind::Usage);
     } catch (const lc::Error& error) {

@@ -10,6 +10,7 @@
 #include "bench/environment.h"
 #include "bench/roofline.h"
 #include "core/log.h"
+#include "models/placement.h"
 #include "tests/ops/op_case.h"
 
 namespace lc::bench {
@@ -21,7 +22,6 @@ using testing::OpCase;
 using testing::Target;
 using testing::Tensors;
 
-constexpr double kDriftLimit = 0.03;
 constexpr uint64_t kSeed = 1;
 
 struct Result {
@@ -155,8 +155,8 @@ void print(const io::Json& line) {
     std::fflush(stdout);
 }
 
-std::vector<const OpCase*> selected(const OpsOptions& options, Device device) {
-    const Bench wanted = device.is_cpu() ? Bench::cpu : Bench::gpu;
+std::vector<const OpCase*> selected(const OpsOptions& options, bool gpu) {
+    const Bench wanted = gpu ? Bench::gpu : Bench::cpu;
     const auto asked = [&](const OpCase& c) {
         const bool op =
             options.ops.empty() || std::find(options.ops.begin(), options.ops.end(), c.op) != options.ops.end();
@@ -165,29 +165,21 @@ std::vector<const OpCase*> selected(const OpsOptions& options, Device device) {
     std::vector<const OpCase*> cases;
     for (const OpCase& c : testing::op_cases())
         if (c.bench == wanted && asked(c)) cases.push_back(&c);
-    LC_REQUIRE(Usage, !cases.empty(), "no {} benchmark matches; --list shows them all",
-               device.is_cpu() ? "CPU" : "GPU");
+    LC_REQUIRE(Usage, !cases.empty(), "no {} benchmark matches; --list shows them all", gpu ? "GPU" : "CPU");
     return cases;
 }
 
-Target target_of(const OpsOptions& options) {
-    LC_REQUIRE(Usage, options.dtype == "f32" || options.dtype == "bf16", "dtype must be f32 or bf16, got '{}'",
-               options.dtype);
-    const Device device = parse_device(options.device);
-    const DType dtype = options.dtype == "f32" ? DType::f32 : DType::bf16;
-    LC_REQUIRE(Usage, device.is_cuda() || dtype == DType::f32, "the CPU computes in f32");
-    return {device, dtype, dtype};
+void list(const OpsOptions& options) {
+    for (const OpCase* c : selected(options, options.device != "cpu")) fmt::print("{} {}\n", c->op, c->variant);
 }
 
 }  // namespace
 
 int run_ops(const OpsOptions& options) {
-    const Target target = target_of(options);
-    const std::vector<const OpCase*> cases = selected(options, target.device);
-    if (options.list) {
-        for (const OpCase* c : cases) fmt::print("{} {}\n", c->op, c->variant);
-        return 0;
-    }
+    if (options.list) return list(options), 0;
+    const models::Placement place = models::placement_from(options.device, options.dtype);
+    const Target target{place.device, place.dtype, place.dtype};
+    const std::vector<const OpCase*> cases = selected(options, target.device.is_cuda());
     const Environment e = environment(target.device, options.command);
     const RooflineProbe probe(target.device, target.dtype);
     const Plan plan{.min_seconds = options.min_seconds};

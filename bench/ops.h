@@ -7,7 +7,7 @@ namespace lc::bench {
 
 struct OpsOptions {
     std::vector<std::string> ops;  // none: all
-    std::string variant, out, device = "cpu", dtype = "f32", command;
+    std::string variant, out, device = "cpu", dtype = "auto", command;
     double min_seconds = 0.5;
     bool list = false;
 };

@@ -11,7 +11,9 @@ struct Roofline {
     // The least time in us that work of this size can take.
     double floor_us(double flops, double bytes) const;
 };
-// How far apart two measurements are: the larger of the two ratios, less 1.
+// How far apart two measurements are: the larger of the two ratios, less 1. Beyond the limit, what was timed between them should
+// be timed again.
+inline constexpr double kDriftLimit = 0.03;
 double drift(const Roofline& before, const Roofline& after);
 Roofline mean(const Roofline& before, const Roofline& after);
 

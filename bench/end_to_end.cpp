@@ -1,0 +1,270 @@
+#include "bench/end_to_end.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <numeric>
+
+#include "bench/environment.h"
+#include "bench/model_flops.h"
+#include "bench/roofline.h"
+#include "core/allocator.h"
+#include "core/rng.h"
+#include "models/generation/generator.h"
+#include "models/placement.h"
+#include "train/attention_transfer.h"
+#include "train/next_token.h"
+
+namespace lc::bench {
+namespace {
+
+using models::AttentionKind;
+using models::AttentionMode;
+using models::Decoder;
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kSeed = 1;
+
+struct Setup {
+    const EndToEndOptions& options;
+    models::Placement placement;
+    ModelWork work;
+    AttentionMode mode() const {
+        return work.attention.kind == AttentionKind::softmax ? AttentionMode::Softmax : AttentionMode::Linearized;
+    }
+};
+
+Setup set_up(const EndToEndOptions& o) {
+    const bool decode = o.stage == "decode";
+    LC_REQUIRE(Usage, o.stage == "transfer" || o.stage == "finetune" || decode,
+               "--stage must be transfer, finetune or decode, got '{}'", o.stage);
+    LC_REQUIRE(Usage,
+               o.batch >= 1 && o.seq_len >= 2 && o.accumulate >= 1 && o.steps >= 1 && o.warmup >= 0 && o.prompt >= 1,
+               "--batch, --accumulate, --steps and --prompt must be at least 1, --seq-len 2, --warmup 0");
+    LC_REQUIRE(Usage, !decode || o.new_tokens > o.warmup, "--new-tokens must be more than --warmup, got {} and {}",
+               o.new_tokens, o.warmup);
+    Setup setup{o, models::placement_from(o.device, o.dtype), {}};
+    setup.work.config = models::decoder_config_from(io::load_hf_config(o.model_config));
+    setup.work.attention.kind = models::attention_kind_from(o.attention);
+    setup.work.lora_rank = o.lora_rank;
+    LC_REQUIRE(Usage, o.stage != "transfer" || setup.work.attention.kind != AttentionKind::softmax,
+               "attention transfer needs --attention hybrid or linear");
+    return setup;
+}
+
+Decoder make_model(const Setup& setup) {
+    Decoder decoder = Decoder::random(setup.work.config, kSeed, setup.placement, Decoder::Weights::Frozen);
+    if (setup.work.attention.kind != AttentionKind::softmax) decoder.linearize(setup.work.attention, kSeed);
+    return decoder;
+}
+
+train::PackedChunks random_chunks(int64_t chunks, int64_t length, int64_t vocabulary) {
+    train::PackedChunks data{.seq_len = length};
+    const Random random(kSeed, 7);
+    for (int64_t i = 0; i < chunks * length; ++i)
+        data.ids.push_back(
+            static_cast<int32_t>(random.below(static_cast<uint64_t>(vocabulary), static_cast<uint64_t>(i))));
+    data.labels = data.ids;
+    return data;
+}
+
+// What was found out, before the roofline is added.
+struct Figures {
+    std::vector<double> step_ms;
+    double tokens_per_second = 0, prefill_ms = 0;
+    double flops_per_second = 0;            // useful ones
+    double step_flops = 0, step_bytes = 0;  // decode: what one step has to do
+    int64_t peak_bytes = 0, system_allocations = 0, trained = 0, state_bytes = 0;
+};
+
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
+    return values[values.size() / 2];
+}
+
+// Times `step` (ms, the device's work included) `count` times after `warmup` untimed ones.
+std::vector<double> time_steps(const std::function<void()>& step, int64_t warmup, int64_t count, Device device,
+                               Figures& figures) {
+    std::vector<double> ms;
+    int64_t allocations = 0;
+    for (int64_t i = 0; i < warmup + count; ++i) {
+        if (i == warmup) allocations = allocator(device).stats().system_allocations;
+        synchronize(device);
+        const auto start = Clock::now();
+        step();
+        synchronize(device);
+        if (i >= warmup) ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    }
+    figures.system_allocations = allocator(device).stats().system_allocations - allocations;
+    return ms;
+}
+
+std::unique_ptr<train::Stage> make_stage(const Setup& setup, Decoder& decoder, const train::PackedChunks& validation) {
+    const EndToEndOptions& o = setup.options;
+    if (o.stage == "transfer") return std::make_unique<train::AttentionTransfer>(decoder, validation, o.batch);
+    decoder.add_lora({.rank = o.lora_rank, .alpha = 2.0 * static_cast<double>(o.lora_rank)}, kSeed);
+    const train::NextTokenOptions options{.forward = {.mode = setup.mode(), .checkpoint_layers = o.checkpoint_layers}};
+    return std::make_unique<train::NextTokenStage>("finetune", decoder, decoder.lora_parameters(), validation, options);
+}
+
+// As train/loop.cpp: gradients of the micro-batches, the norm that clipping needs, AdamW.
+Figures time_training(const Setup& setup) {
+    const EndToEndOptions& o = setup.options;
+    const Device device = setup.placement.device;
+    allocator(device).reset_peak();
+    Decoder decoder = make_model(setup);
+    const train::PackedChunks data = random_chunks(o.batch * o.accumulate, o.seq_len, setup.work.config.vocab_size);
+    const std::unique_ptr<train::Stage> stage = make_stage(setup, decoder, data);
+    train::Optimizer optimizer(stage->groups(), {});
+    const std::vector<double> rates(optimizer.groups().size(), 1e-4);
+    std::vector<train::Batch> batches;
+    for (int64_t a = 0; a < o.accumulate; ++a) {
+        std::vector<int64_t> chunks(static_cast<size_t>(o.batch));
+        std::iota(chunks.begin(), chunks.end(), a * o.batch);
+        batches.push_back(train::make_batch(data, chunks));
+    }
+    Figures figures{.trained = optimizer.parameter_count()};
+    const auto step = [&] {
+        optimizer.zero_grad();
+        const train::StepLoss loss = stage->accumulate(batches);
+        const train::StepReport report = optimizer.step(rates, std::isfinite(loss.loss));
+        LC_REQUIRE(Numerics, !report.skipped, "{}: loss {} or gradient norm {} is not finite", o.stage, loss.loss,
+                   report.grad_norm);
+        optimizer.zero_grad();
+    };
+    figures.step_ms = time_steps(step, o.warmup, o.steps, device, figures);
+    figures.tokens_per_second = 1e3 * static_cast<double>(o.batch * o.accumulate * o.seq_len) / median(figures.step_ms);
+    figures.flops_per_second =
+        figures.tokens_per_second *
+        (o.stage == "transfer" ? setup.work.transfer_flops(o.seq_len) : setup.work.finetune_flops(o.seq_len));
+    figures.peak_bytes = allocator(device).stats().peak_bytes;
+    return figures;
+}
+
+// The ids of the new tokens are given: sampling is not timed.
+Figures time_decode(const Setup& setup) {
+    const EndToEndOptions& o = setup.options;
+    const Device device = setup.placement.device;
+    allocator(device).reset_peak();
+    const Decoder decoder = make_model(setup);
+    const int64_t length = o.prompt + o.new_tokens;
+    const train::PackedChunks data = random_chunks(o.batch, length, setup.work.config.vocab_size);
+    const Tensor ids = Tensor::from(data.ids, {o.batch, length}).to(device);
+    const models::Generator generator(decoder, o.prefill_chunk);
+    Figures figures;
+    const auto fresh_state = [&] { return models::DecodeState(decoder, setup.mode(), o.batch); };
+    const auto prefill = [&](models::DecodeState& state) { generator.advance(state, ids.sliced(1, 0, o.prompt)); };
+    Figures ignored;
+    figures.prefill_ms = median(time_steps(
+        [&] {
+            models::DecodeState state = fresh_state();
+            prefill(state);
+        },
+        1, 3, device, ignored));
+    models::DecodeState state = fresh_state();
+    prefill(state);
+    const auto step = [&] { generator.advance(state, ids.sliced(1, state.position(), 1)); };
+    figures.step_ms = time_steps(step, o.warmup, o.new_tokens - o.warmup, device, figures);
+    // Steps differ (a block of keys joins the state once a window), so the mean counts.
+    const double total_ms = std::accumulate(figures.step_ms.begin(), figures.step_ms.end(), 0.0);
+    const double batch = static_cast<double>(o.batch);
+    const int64_t context = o.prompt + (o.warmup + o.new_tokens) / 2;  // of the middle step
+    figures.tokens_per_second = 1e3 * batch * static_cast<double>(figures.step_ms.size()) / total_ms;
+    figures.flops_per_second = figures.tokens_per_second * setup.work.decode_flops(context);
+    figures.step_flops = batch * setup.work.decode_flops(context);
+    figures.step_bytes = setup.work.decode_weight_bytes(setup.placement.dtype) +
+                         batch * setup.work.decode_state_bytes(context, setup.placement.dtype);
+    figures.peak_bytes = allocator(device).stats().peak_bytes;
+    figures.state_bytes = state.bytes();
+    return figures;
+}
+
+// config.json is named after its directory, another file after itself.
+std::string name_of_model(const std::filesystem::path& path) {
+    const std::filesystem::path file = std::filesystem::is_directory(path) ? path / "config.json" : path;
+    const bool plain = file.filename() == "config.json" && file.has_parent_path();
+    return (plain ? file.parent_path().filename() : file.stem()).string();
+}
+
+std::string shape_of(const EndToEndOptions& o) {
+    if (o.stage == "decode") return fmt::format("{} x ({} + {})", o.batch, o.prompt, o.new_tokens);
+    return fmt::format("{} x {}{}{}", o.batch, o.seq_len, o.accumulate > 1 ? fmt::format(" x {}", o.accumulate) : "",
+                       o.checkpoint_layers ? ", layers recomputed" : "");
+}
+
+io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline, const Environment& e, double drifted) {
+    const EndToEndOptions& o = setup.options;
+    io::Json line = {{"kind", "e2e"},
+                     {"model", name_of_model(o.model_config)},
+                     {"stage", o.stage},
+                     {"attention", o.attention},
+                     {"shape", shape_of(o)},
+                     {"batch", o.batch},
+                     {"dtype", name_of(setup.placement.dtype)},
+                     {"device", setup.placement.device.is_cpu() ? "cpu" : "cuda"},
+                     {"tokens_per_second", f.tokens_per_second},
+                     {"ms_per_step", median(f.step_ms)},
+                     {"n", f.step_ms.size()},
+                     {"tflops", f.flops_per_second * 1e-12},
+                     {"mfu", f.flops_per_second * 1e-9 / roofline.gemm_gflops},
+                     {"peak_bytes", f.peak_bytes},
+                     {"system_allocations", f.system_allocations},
+                     {"ceil", {{"gemm_tflops", roofline.gemm_gflops * 1e-3}, {"copy_gbps", roofline.copy_gbps}}},
+                     {"drift", drifted},
+                     {"utc", utc_now()}};
+    if (o.stage == "decode") {
+        const double floor_ms = 1e-3 * roofline.floor_us(f.step_flops, f.step_bytes);
+        const double mean_ms = 1e3 * static_cast<double>(o.batch) / f.tokens_per_second;
+        line.update({{"prompt", o.prompt},
+                     {"new_tokens", o.new_tokens},
+                     {"prefill_ms", f.prefill_ms},
+                     {"state_bytes", f.state_bytes},
+                     {"roofline_ms", floor_ms},
+                     {"roofline_frac", floor_ms / mean_ms}});
+    } else {
+        line.update({{"seq_len", o.seq_len}, {"accumulate", o.accumulate}, {"trained_parameters", f.trained}});
+        if (o.stage == "finetune")
+            line.update({{"lora_rank", o.lora_rank}, {"checkpoint_layers", o.checkpoint_layers}});
+    }
+    line.update(e.fields);
+    return line;
+}
+
+void print(const io::Json& line) {
+    const auto number = [&](const char* key) { return line[key].get<double>(); };
+    fmt::print(
+        "{} {} {} {}: {:.1f} tokens/s, {:.3f} ms a step, {:.1f} % of the GEMM rate ({:.2f} TFLOP/s), peak {:.2f} GB",
+        line["model"].get<std::string>(), line["attention"].get<std::string>(), line["stage"].get<std::string>(),
+        line["shape"].get<std::string>(), number("tokens_per_second"), number("ms_per_step"), 100 * number("mfu"),
+        number("tflops"), number("peak_bytes") * 1e-9);
+    if (line.contains("prefill_ms"))
+        fmt::print(", prefill {:.2f} ms, {:.1f} % of the roofline", number("prefill_ms"),
+                   100 * number("roofline_frac"));
+    if (number("drift") > kDriftLimit) fmt::print(", drift {:.1f} %", 100 * number("drift"));
+    fmt::print("\n");
+}
+
+Roofline measure_roofline(const models::Placement& placement) {
+    const Roofline roofline = RooflineProbe(placement.device, placement.dtype).measure({.min_seconds = 0.2});
+    allocator(placement.device).release_cached();
+    return roofline;
+}
+
+}  // namespace
+
+void run_end_to_end(const EndToEndOptions& options) {
+    const Setup setup = set_up(options);
+    const Environment e = environment(setup.placement.device, options.command);
+    const Roofline before = measure_roofline(setup.placement);
+    const Figures figures = options.stage == "decode" ? time_decode(setup) : time_training(setup);
+    allocator(setup.placement.device).release_cached();
+    const Roofline after = measure_roofline(setup.placement);
+    const io::Json line = as_json(setup, figures, mean(before, after), e, drift(before, after));
+    print(line);
+    append_line(options.out, line);
+}
+
+}  // namespace lc::bench
