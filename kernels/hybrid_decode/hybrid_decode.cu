@@ -1,4 +1,4 @@
-// One decode step on the GPU.
+// One decode step on the GPU, any layout and size; hybrid_decode_packed.cu is the form for models.
 //
 // MATHS    hybrid_decode.h. Keys that leave the window join S, z; then k_t, v_t take their ring slot; then every query head
 //          merges window and state.
@@ -205,7 +205,7 @@ __global__ void attend_kernel(const __grid_constant__ Step a) {
 void hybrid_decode_cuda(const HybridDecode& args, Stream stream) {
     const cudaStream_t queue = cuda::handle_of(stream);
     const Step step(args);
-    if (step.batch == 0) return;
+    if (step.batch == 0 || hybrid_decode_packed(args, stream)) return;
     const int64_t from = state_end(args.spec, args.position), to = state_end(args.spec, args.position + 1);
     if (to > from) {
         allow_shared_memory(fold_kernel, fold_bytes(step));

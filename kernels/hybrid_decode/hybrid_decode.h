@@ -25,6 +25,8 @@ struct HybridDecode {
 };
 void hybrid_decode(const HybridDecode& args, Stream stream);
 void hybrid_decode_cuda(const HybridDecode& args, Stream stream);
+// The fast form behind it, for dense tensors and head dims 64 and 128; false, and nothing done, where it does not apply.
+bool hybrid_decode_packed(const HybridDecode& args, Stream stream);
 
 // The f32 form behind it, for contiguous rows and without checks.
 void hybrid_decode_fast(const HybridDecode& args);

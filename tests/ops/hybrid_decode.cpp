@@ -109,6 +109,14 @@ LC_OP_CASES(hybrid_decode) {
         add(make(fmt::format("{}_w16_d64", name), {.position = 80, .spec = spec_of(kind, 16), .d = 64, .f = 64}));
         add(make(fmt::format("{}_w64_d128_f64", name),
                  {.position = 192, .spec = spec_of(kind, 64), .d = 128, .f = 64, .heads = 2, .kv_heads = 1, .batch = 1}));
+        add(make(fmt::format("{}_w64_d64_f32_kv_maps", name), {.position = 320,
+                                                               .spec = spec_of(kind, 64),
+                                                               .d = 64,
+                                                               .f = 32,
+                                                               .heads = 4,
+                                                               .kv_heads = 2,
+                                                               .batch = 3,
+                                                               .maps_per_kv_head = true}));
         Options o{.position = 20, .spec = spec_of(kind, 4), .d = 5, .f = 5, .maps_per_kv_head = true, .bias = 5};
         o.spec.activation = FeatureActivation::pos_elu, o.spec.affine = true, o.spec.skip = true;
         add(make(fmt::format("{}_kv_maps_bias_skip_affine", name), o));
@@ -121,6 +129,7 @@ LC_OP_CASES(hybrid_decode) {
     for (const int64_t position : {0, 7})
         add(make(fmt::format("none_at_{}", position), {.position = position, .spec = none}));
     add(make("none_kv_maps", {.position = 3, .spec = none, .maps_per_kv_head = true}));
+    add(make("none_d128_f64", {.position = 5, .spec = none, .d = 128, .f = 64}));
     OpCase bench = make("b8_h32_kv8_d64_w64", {.position = 1000,
                                                .spec = spec_of(WindowKind::terraced, 64),
                                                .d = 64,
