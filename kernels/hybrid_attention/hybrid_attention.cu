@@ -1,6 +1,7 @@
-// Hybrid attention on the GPU: the steps of hybrid_chunked.cuh between the op's arguments and its results.
+// Hybrid attention on the GPU: the fused form (hybrid_fused.h) where it applies, else the steps of hybrid_chunked.cuh between the
+// op's arguments and its results.
 //
-// MATHS    hybrid_attention.h; y is made again in f32 in the backward, so that dZ does not see its rounding.
+// MATHS    hybrid_attention.h; in the chunked form y is made again in f32 in the backward, so that dZ does not see its rounding.
 // TILING   hybrid_chunked.cuh; here one warp a row.
 // COST     the forward: see hybrid_chunked.cu; the backward: see hybrid_chunked_backward.cu.
 // NUMERICS y = N / Z in f32, rounded once.
@@ -8,7 +9,9 @@
 // SOURCE   arXiv 2410.10254.
 #include "kernels/hybrid_attention/hybrid_attention.h"
 
+#include "core/profile.h"
 #include "kernels/hybrid_attention/hybrid_chunked.cuh"
+#include "kernels/hybrid_attention/hybrid_fused.h"
 
 namespace lc::kernels {
 namespace {
@@ -23,9 +26,16 @@ __global__ void output_kernel(ChunkGrid g, HeadOf head, const float* n, const fl
     for (int i = threadIdx.x % kWarp; i < y.d; i += kWarp) out[i * y.stride_d] = from_float<T>(n[r * ld + i] / z[r]);
 }
 
+// Pure linear attention, which shares the chunked form, has no other.
+void count_fallback(const HybridAttentionForward& args) {
+    if (args.spec.window != WindowKind::none) profile_count("fallback hybrid_attention");
+}
+
 }  // namespace
 
 void hybrid_attention_forward_cuda(const HybridAttentionForward& args, Stream stream) {
+    if (hybrid_fused_covers(args)) return hybrid_fused_forward(args, stream);
+    count_fallback(args);
     const cudaStream_t queue = cuda::handle_of(stream);
     HybridChunked chunked(args, nullptr, stream);
     chunked.run([&](int64_t g) {
@@ -44,6 +54,8 @@ void hybrid_attention_backward_cuda(const HybridAttentionBackward& args, Stream 
     const HybridGradSlots slots{args.ds_out, args.dz_out, args.dq,  args.dk,         args.dv,    args.dwq,
                                 args.dbq,    args.dwk,    args.dbk, args.dmix_logit, args.ds_in, args.dz_in};
     if (!slots.any()) return;
+    if (hybrid_fused_covers(args)) return hybrid_fused_backward(args, stream);
+    count_fallback(args.forward);
     HybridAttentionForward forward = args.forward;
     forward.s_out = {}, forward.z_out = {};
     HybridChunked chunked(forward, &slots, stream);

@@ -15,10 +15,10 @@
 #pragma once
 #include "kernels/common/cuda/gemm.h"
 #include "kernels/common/cuda/launch.h"
-#include "kernels/common/cuda/operand.cuh"
 #include "kernels/common/cuda/pack.cuh"
 #include "kernels/common/cuda/reduce.cuh"
 #include "kernels/hybrid_attention/hybrid_attention.h"
+#include "kernels/hybrid_attention/hybrid_mix.cuh"
 
 namespace lc::kernels {
 
@@ -87,19 +87,6 @@ struct StridedRows {
     }
     __host__ __device__ explicit operator bool() const { return data != nullptr; }
     __device__ int64_t row(int64_t b, int64_t h, int64_t t) const { return b * stride_b + h * stride_h + t * stride_t; }
-};
-
-// hybrid_mix.h on the device.
-struct DeviceMix {
-    float gamma = 0, lambda = 1, dlogit = 0;
-
-    __device__ DeviceMix(const Operand& logit, const LinearizedSpec& spec, int64_t head) {
-        if (spec.window == WindowKind::none) return;
-        const float a = logit.load(head), rest = 1 / (1 + expf(a));
-        gamma = 1 / (1 + expf(-a));
-        lambda = spec.window_only ? 0.0f : spec.affine ? rest : 1.0f;
-        dlogit = spec.affine ? 1.0f : rest;
-    }
 };
 
 inline constexpr int kRowThreads = 256, kRowsPerBlock = kRowThreads / kWarp;  // kernels with one warp a row

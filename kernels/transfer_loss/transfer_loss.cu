@@ -1,4 +1,5 @@
-// Stage 1 on the GPU: the chunked form of hybrid_attention with the loss between its two directions.
+// Stage 1 on the GPU: fused (transfer_loss_fused.h) where that applies, else the chunked form of hybrid_attention with the loss
+// between its two directions.
 //
 // MATHS    transfer_loss.h. A slice's y, dN and dZ exist in workspace only; no scores' gradients, no dq, dk, dv are made.
 // TILING   kernels/hybrid_attention/hybrid_chunked.cuh; the loss: one warp a row, then one block an item, then one block.
@@ -8,7 +9,9 @@
 // SOURCE   arXiv 2410.10254, section 3.1.
 #include "kernels/transfer_loss/transfer_loss.h"
 
+#include "core/profile.h"
 #include "kernels/hybrid_attention/hybrid_chunked.cuh"
+#include "kernels/transfer_loss/transfer_loss_fused.h"
 
 namespace lc::kernels {
 namespace {
@@ -66,6 +69,8 @@ __global__ void scale_kernel(Operand factor, Operand gradient, int64_t count, Op
 }  // namespace
 
 void transfer_loss_cuda(const TransferLoss& args, const HybridAttentionForward& attention, Stream stream) {
+    if (transfer_loss_fused_covers(args, attention)) return transfer_loss_fused(args, attention, stream);
+    if (args.spec.window != WindowKind::none) profile_count("fallback transfer_loss");
     const cudaStream_t queue = cuda::handle_of(stream);
     const HybridGradSlots slots{.ds_out = {},
                                 .dz_out = {},

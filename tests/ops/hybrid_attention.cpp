@@ -149,6 +149,37 @@ void add_carried() {
     }
 }
 
+// Sizes of the GPU's fused form: heads of 64 and 128, one block of rows to five, tails, groups of heads; and as models call it,
+// where q, k, v and their gradients are [B,T,H,D] in memory.
+void add_fused() {
+    const auto heavy = [](OpCase c) {
+        c.heavy = true;
+        add(c);
+    };
+    const LinearizedSpec spec = terraced(64);
+    heavy(make("fused_d128", {.length = 270, .spec = spec, .d = 128, .f = 64, .heads = 4, .kv_heads = 2}));
+    heavy(make("fused_d64_kv_maps", {.length = 257,
+                                     .spec = spec,
+                                     .d = 64,
+                                     .f = 64,
+                                     .heads = 4,
+                                     .kv_heads = 1,
+                                     .batch = 2,
+                                     .maps_per_kv_head = true}));
+    for (const int64_t length : {1, 64, 129, 192})
+        heavy(make(fmt::format("fused_T{}", length),
+                   {.length = length, .spec = spec, .d = 64, .f = 64, .kv_heads = 2, .batch = 2}));
+    heavy(make("fused_state_out", {.length = 210, .spec = spec, .d = 128, .f = 64, .want_state = true}));
+    OpCase projected =
+        make("fused_as_projected", {.length = 200, .spec = spec, .d = 128, .f = 64, .heads = 4, .kv_heads = 2});
+    for (int i = 0; i < 3; ++i) std::swap(projected.inputs[i].shape[1], projected.inputs[i].shape[2]);
+    projected.run = [run = std::move(projected.run)](Tensors in) -> Tensors {
+        for (int i = 0; i < 3; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
+        return run(in);
+    };
+    heavy(projected);
+}
+
 // The shape of a stage-1 micro-batch: FLOPs of the maps, the state (read and update) and the window's two products.
 void add_bench() {
     const double rows = 8 * 8 * 1024, d = 64, features = 128, window = 96;
@@ -193,6 +224,7 @@ LC_OP_CASES(hybrid_attention) {
     add_heads_and_sizes();
     add_kinds();
     add_carried();
+    add_fused();
 }
 
 }  // namespace lc::testing

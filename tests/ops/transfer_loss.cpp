@@ -109,12 +109,34 @@ void add_gpu_bench() {
     add(c);
 }
 
+// Sizes of the GPU's fused form.
+void add_fused() {
+    const auto heavy = [](const char* variant, const Options& o) {
+        OpCase c = make(variant, o);
+        c.heavy = true;
+        add(c);
+    };
+    const LinearizedSpec spec = spec_of(WindowKind::terraced, 64);
+    heavy("fused_d128", {.length = 270, .spec = spec, .d = 128, .f = 64, .heads = 4, .kv_heads = 2});
+    heavy("fused_d64_kv_maps", {.length = 257,
+                                .spec = spec,
+                                .d = 64,
+                                .f = 64,
+                                .heads = 4,
+                                .kv_heads = 1,
+                                .batch = 2,
+                                .maps_per_kv_head = true});
+    heavy("fused_T100", {.length = 100, .spec = spec, .d = 128, .f = 64});
+    heavy("fused_T192", {.length = 192, .spec = spec, .d = 64, .f = 64, .kv_heads = 2, .batch = 2});
+}
+
 }  // namespace
 
 LC_OP_CASES(transfer_loss) {
     add_window("terraced", WindowKind::terraced);
     add_window("sliding", WindowKind::sliding);
     add_window("none", WindowKind::none);
+    add_fused();
     // FLOPs: maps forward and dW, window scores and values, state read and update, dphi_q, T and dphi_k.
     const double rows = 8 * 8 * 1024, d = 64, features = 128, window = 96;
     OpCase bench = make("8x1024_h8_kv4_d64_w64", {.length = 1024,

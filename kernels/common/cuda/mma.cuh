@@ -12,7 +12,7 @@
 //
 // `load_x_transposed` reads a tile stored the other way round: load_b_transposed from [K,N] (C = A values),
 // load_a_transposed from [K,M] (C = A^T ...). as_a turns two neighbouring 16 x 8 results into the 16 x 16 operand of the next
-// product without touching shared memory; rows and columns stay what they were.
+// product without touching shared memory; rows and columns stay what they were. as_b makes the right operand of the transpose.
 //
 // SOURCE  PTX ISA, "Matrix Fragments for mma.m16n8k16" and "ldmatrix".
 #pragma once
@@ -99,6 +99,10 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+__device__ __forceinline__ float2 unpack_bf16(uint32_t pair) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
 // Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], const __nv_bfloat16* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -149,6 +153,12 @@ __device__ __forceinline__ FragmentB load_b_transposed(const SharedTile<Columns>
 // Columns 0-7 and 8-15 of a 16 x 16 result, rounded to bf16.
 __device__ __forceinline__ FragmentA as_a(const Accumulator& left, const Accumulator& right) {
     return {{pack_bf16(left.c[0], left.c[1]), pack_bf16(left.c[2], left.c[3]), pack_bf16(right.c[0], right.c[1]),
+             pack_bf16(right.c[2], right.c[3])}};
+}
+
+// The same 16 x 16 result R as the operand B = R^T of a product over R's columns.
+__device__ __forceinline__ FragmentB as_b(const Accumulator& left, const Accumulator& right) {
+    return {{pack_bf16(left.c[0], left.c[1]), pack_bf16(right.c[0], right.c[1]), pack_bf16(left.c[2], left.c[3]),
              pack_bf16(right.c[2], right.c[3])}};
 }
 

@@ -1,0 +1,158 @@
+// What the fused kernels (hybrid_fused.h) are given and how they see it: arguments, the place of a thread block, shared memory.
+// The steps that they share: hybrid_fused_steps.cuh.
+#pragma once
+#include "kernels/common/cuda/mma.cuh"
+#include "kernels/hybrid_attention/hybrid_attention.h"
+#include "kernels/hybrid_attention/hybrid_mix.cuh"
+#include "kernels/softmax_attention/softmax_attention_mma.cuh"
+
+namespace lc::kernels {
+
+inline constexpr int kFusedThreads = 256, kWarps = kFusedThreads / kWarp;
+inline constexpr int kFusedRows = 64;                     // w: positions of a block
+inline constexpr int kFusedMap = 64;                      // F
+inline constexpr int kFusedFeatures = 2 * kFusedMap;      // F'
+inline constexpr int64_t kFusedSharedBytes = 227 * 1024;  // most of a thread block on Hopper
+inline constexpr float kLeastGamma = 1e-30f;              // see NUMERICS in hybrid_fused_forward.cu
+
+// --- arguments ---
+
+struct FusedShape {
+    int64_t items;              // batch entries x query heads: one thread block each
+    int heads, kv_heads, maps;  // H, H_kv, Hs
+    int length, blocks;         // T, and how many blocks of 64 they are
+    float scale;                // 1 / sqrt(D)
+};
+
+// W [*,D,F], dense.
+struct MapWeights {
+    const void* data;
+    DType dtype;
+    explicit MapWeights(const TensorView& w) : data(w.base + w.layout.offset * size_of(w.dtype)), dtype(w.dtype) {}
+};
+
+struct FusedInputs {
+    FusedShape shape;
+    AlignedHeads q, k, v;
+    MapWeights wq, wk;
+    Operand mix_logit;
+    LinearizedSpec spec;
+    explicit FusedInputs(const HybridAttentionForward& a);
+};
+
+// What the walk over the rows leaves for the walk over the keys, by item; rows padded to whole blocks.
+struct FusedRowResults {
+    __nv_bfloat16* dn;  // [items, blocks * 64, D]
+    float *dz, *high,
+        *max_part;  // [items, blocks * 64] each: dZ; m before scaling; D over the number of keys that tie for m
+};
+
+// [B,H,T,D] in f32 or bf16, written in pairs of neighbours.
+struct PairRows {
+    std::byte* base = nullptr;  // null: nobody wants it
+    int64_t strides[3] = {};
+    bool narrow = false, accumulate = false;
+
+    PairRows() = default;
+    explicit PairRows(const GradSlot& slot);
+    static bool covers(const GradSlot& slot);  // an empty slot is covered
+
+    __device__ explicit operator bool() const { return base != nullptr; }
+    __device__ __forceinline__ void put(int64_t b, int64_t h, int64_t t, int c, float2 value) const {
+        const int64_t place = (b * strides[0] + h * strides[1] + t * strides[2] + c) / 2;
+        if (narrow) {
+            uint32_t& to = reinterpret_cast<uint32_t*>(base)[place];
+            if (accumulate) value.x += unpack_bf16(to).x, value.y += unpack_bf16(to).y;
+            to = pack_bf16(value.x, value.y);
+        } else {
+            float2& to = reinterpret_cast<float2*>(base)[place];
+            to = accumulate ? make_float2(to.x + value.x, to.y + value.y) : value;
+        }
+    }
+};
+
+// The item of this thread block.
+struct FusedHead {
+    int64_t item, b;
+    int h, hk, hs;  // query head, KV head, k-map
+    explicit __device__ FusedHead(const FusedShape& s)
+        : item(blockIdx.x),
+          b(item / s.heads),
+          h(static_cast<int>(item % s.heads)),
+          hk(h / (s.heads / s.kv_heads)),
+          hs(h / (s.heads / s.maps)) {}
+};
+
+// Hands out the shared memory of a block piece by piece.
+struct SharedRoom {
+    unsigned char* next;
+    template <int Columns>
+    __device__ __forceinline__ SharedTile<Columns> tile(int rows) {
+        const SharedTile<Columns> result{reinterpret_cast<__nv_bfloat16*>(next)};
+        next += SharedTile<Columns>::bytes(rows);
+        return result;
+    }
+    __device__ __forceinline__ float* floats(int count) {
+        float* result = reinterpret_cast<float*>(next);
+        next += count * sizeof(float);
+        return result;
+    }
+};
+
+// --- where a thread stands ---
+
+__device__ __forceinline__ int warp_index() {
+    return threadIdx.x / kWarp;
+}
+__device__ __forceinline__ int quad_row() {  // g of mma.cuh
+    return threadIdx.x % kWarp / 4;
+}
+__device__ __forceinline__ int quad_lane() {  // t of mma.cuh
+    return threadIdx.x % 4;
+}
+
+// --- tiles ---
+
+// The n-th of several tiles that lie one after the other.
+template <int Columns>
+__device__ __forceinline__ SharedTile<Columns> nth_tile(const SharedTile<Columns>& first, int n,
+                                                        int rows = kFusedRows) {
+    return {first.data + n * rows * Columns};
+}
+
+// Queues the copy of block b of a head; zeros where there is none.
+template <int D>
+__device__ __forceinline__ void copy_block(const SharedTile<D>& tile, const __nv_bfloat16* head, int64_t stride, int b,
+                                           int length) {
+    copy_tile_async<kFusedRows, kFusedThreads>(tile, head, stride, b < 0 ? 0 : int64_t{b} * kFusedRows,
+                                               b < 0 ? 0 : length);
+}
+
+// W of one head, rounded to bf16.
+template <int D>
+__device__ __forceinline__ void load_map(const SharedTile<kFusedMap>& tile, const MapWeights& w, int head) {
+    constexpr int kChunks = kFusedMap / 8;
+#pragma unroll
+    for (int i = 0; i < D * kChunks / kFusedThreads; ++i) {
+        const int chunk = i * kFusedThreads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
+                  column = chunk % kChunks * 8;
+        const int64_t from = (int64_t{head} * D + row) * kFusedMap + column;
+        uint4 values;
+        if (w.dtype == DType::bf16) {
+            values = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(w.data) + from);
+        } else {
+            const float4* wide = reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + from);
+            const float4 a = wide[0], b = wide[1];
+            values = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
+        }
+        *reinterpret_cast<uint4*>(tile.chunk(row, column)) = values;
+    }
+}
+
+// Elements (row, column), (row, column + 1) of a tile, column even.
+template <int Columns>
+__device__ __forceinline__ uint32_t& pair_at(const SharedTile<Columns>& tile, int row, int column) {
+    return *reinterpret_cast<uint32_t*>(tile.at(row, column));
+}
+
+}  // namespace lc::kernels

@@ -1,0 +1,73 @@
+// Fused hybrid attention on tensor cores, backward: workspace and order of the kernels.
+//
+// MATHS    hybrid_attention.h.
+// TILING   a walk over the rows, one over the keys (hybrid_fused_backward_rows.cu, .._keys.cu), then sums over batch and groups.
+// COST     30 D^2 FLOPs a row and query head at D = 128. Workspace: 2 D + 12 bytes a row and query head, 4 D more where a group has
+//          several; 4 D F bytes a map and item.
+// NUMERICS in the files of the kernels.
+// LADDER   1 this.
+// SOURCE   arXiv 2410.10254.
+#include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
+
+#include "kernels/hybrid_attention/hybrid_fused.h"
+
+namespace lc::kernels {
+namespace {
+
+// Where the walk over the keys writes dk or dv: the slot itself, or a part for each query head that is summed afterwards.
+struct KeyGradient {
+    const GradSlot& slot;
+    DeviceScratch<__nv_bfloat16> parts;
+
+    KeyGradient(const GradSlot& to, const FusedShape& s, int64_t d, Stream stream) : slot(to) {
+        if (slot && s.heads != s.kv_heads) parts = {s.items * s.blocks * kFusedRows * d, stream};
+    }
+    PairRows rows(const FusedShape& s, int64_t d) const {
+        if (!parts.data()) return PairRows(slot);
+        const int64_t head = int64_t{s.blocks} * kFusedRows * d;
+        PairRows result;
+        result.base = reinterpret_cast<std::byte*>(parts.data()), result.narrow = true;
+        result.strides[0] = s.heads * head, result.strides[1] = head, result.strides[2] = d;
+        return result;
+    }
+    void finish(const FusedShape& s, int64_t d, Stream stream) const {
+        if (parts.data()) store_group_sum(parts.data(), s, d, slot, stream);
+    }
+};
+
+}  // namespace
+
+void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
+    const FusedInputs in(a.forward);
+    const FusedShape& s = in.shape;
+    const int64_t d = a.forward.q.size(3), map_size = d * kFusedMap;
+    const FusedRowScratch rows(s, d, stream);
+    const DeviceScratch<double> da(s.items, stream);
+    const auto map_parts = [&](const GradSlot& slot) {
+        return slot ? DeviceScratch<float>(s.items * map_size, stream) : DeviceScratch<float>();
+    };
+    const DeviceScratch<float> dwq = map_parts(a.dwq), dwk = map_parts(a.dwk);
+    fused_backward_rows({.in = in,
+                         .y = AlignedHeads(a.forward.y),
+                         .dy = AlignedHeads(a.dy),
+                         .results = rows.results(),
+                         .dq = PairRows(a.dq),
+                         .dwq_parts = dwq.data(),
+                         .da_parts = da.data()},
+                        d, stream);
+    store_map_gradient(dwq.data(), s, s.heads, d, a.dwq, stream);
+    store_mix_gradient(da.data(), in, a.dmix_logit, stream);
+    if (!a.dk && !a.dv && !a.dwk) return;
+    const KeyGradient dk(a.dk, s, d, stream), dv(a.dv, s, d, stream);
+    fused_backward_keys({.in = in,
+                         .results = rows.results(),
+                         .dk = dk.rows(s, d),
+                         .dv = dv.rows(s, d),
+                         .by_query_head = s.heads != s.kv_heads,
+                         .dwk_parts = dwk.data()},
+                        d, stream);
+    dk.finish(s, d, stream), dv.finish(s, d, stream);
+    store_map_gradient(dwk.data(), s, s.maps, d, a.dwk, stream);
+}
+
+}  // namespace lc::kernels

@@ -1,0 +1,28 @@
+// The two walks of the fused backward.
+#pragma once
+#include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
+
+namespace lc::kernels {
+
+// Over the rows, in order of the blocks: dq and what the rows' maps and gamma get; leaves `results`.
+struct FusedRowsArgs {
+    FusedInputs in;
+    AlignedHeads y, dy;
+    FusedRowResults results;
+    PairRows dq;
+    float* dwq_parts;  // [items,D,F], or null
+    double* da_parts;  // [items]: sum of D
+};
+void fused_backward_rows(const FusedRowsArgs& args, int64_t d, Stream stream);
+
+// Over the keys, last block first. dk, dv: of the KV head where it has one query head, else [B,H,blocks * 64,D].
+struct FusedKeysArgs {
+    FusedInputs in;
+    FusedRowResults results;
+    PairRows dk, dv;
+    bool by_query_head;
+    float* dwk_parts;  // [items,D,F], or null
+};
+void fused_backward_keys(const FusedKeysArgs& args, int64_t d, Stream stream);
+
+}  // namespace lc::kernels

@@ -1,0 +1,40 @@
+// Workspace of the fused gradients, and the sums that end them: over the batch, and over the heads of a group.
+#pragma once
+#include "kernels/hybrid_attention/hybrid_fused.cuh"
+
+namespace lc::kernels {
+
+// FusedRowResults in workspace.
+class FusedRowScratch {
+  public:
+    FusedRowScratch(const FusedShape& shape, int64_t d, Stream stream);
+    FusedRowResults results() const {
+        return {dn_.data(), numbers_.data(), numbers_.data() + rows_, numbers_.data() + 2 * rows_};
+    }
+
+  private:
+    int64_t rows_;
+    DeviceScratch<__nv_bfloat16> dn_;
+    DeviceScratch<float> numbers_;
+};
+
+// slot [maps,D,F] (+)= sum of parts [B,H,D,F] over the batch and over the query heads that share a map.
+void store_map_gradient(const float* parts, const FusedShape& shape, int64_t maps, int64_t d, const GradSlot& slot,
+                        Stream stream);
+// slot [H] (+)= (1-gamma) sum of parts [B,H] over the batch.
+void store_mix_gradient(const double* parts, const FusedInputs& in, const GradSlot& slot, Stream stream);
+// slot [B,H_kv,T,D] (+)= sum of parts [B,H,blocks * 64,D] over the query heads of a group.
+void store_group_sum(const __nv_bfloat16* parts, const FusedShape& shape, int64_t d, const GradSlot& slot,
+                     Stream stream);
+
+// Sum over the thread block in a fixed order, for thread 0; `room` holds kWarps doubles that nobody else uses meanwhile.
+__device__ __forceinline__ double fused_block_sum(double value, double* room) {
+    value = warp_sum(value);
+    if (threadIdx.x % kWarp == 0) room[warp_index()] = value;
+    __syncthreads();
+    double sum = 0;
+    for (int i = 0; i < kWarps && threadIdx.x == 0; ++i) sum += room[i];
+    return sum;
+}
+
+}  // namespace lc::kernels
