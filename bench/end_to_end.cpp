@@ -78,6 +78,7 @@ struct Figures {
     double flops_per_second = 0;            // useful ones
     double step_flops = 0, step_bytes = 0;  // decode: what one step has to do
     int64_t peak_bytes = 0, system_allocations = 0, trained = 0, state_bytes = 0;
+    io::Json moment;
 };
 
 double median(std::vector<double> values) {
@@ -99,6 +100,7 @@ std::vector<double> time_steps(const std::function<void()>& step, int64_t warmup
         if (i >= warmup) ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     }
     figures.system_allocations = allocator(device).stats().system_allocations - allocations;
+    figures.moment = moment(device);
     return ms;
 }
 
@@ -213,8 +215,7 @@ io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline,
                      {"peak_bytes", f.peak_bytes},
                      {"system_allocations", f.system_allocations},
                      {"ceil", {{"gemm_tflops", roofline.gemm_gflops * 1e-3}, {"copy_gbps", roofline.copy_gbps}}},
-                     {"drift", drifted},
-                     {"utc", utc_now()}};
+                     {"drift", drifted}};
     if (o.stage == "decode") {
         const double floor_ms = 1e-3 * roofline.floor_us(f.step_flops, f.step_bytes);
         const double mean_ms = 1e3 * static_cast<double>(o.batch) / f.tokens_per_second;
@@ -229,6 +230,7 @@ io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline,
         if (o.stage == "finetune")
             line.update({{"lora_rank", o.lora_rank}, {"checkpoint_layers", o.checkpoint_layers}});
     }
+    line.update(f.moment);
     line.update(e.fields);
     return line;
 }

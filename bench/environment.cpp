@@ -53,6 +53,7 @@ std::string portable_command(int argc, const char* const* argv) {
     return command;
 }
 
+namespace {
 std::string utc_now() {
     const std::time_t now = std::time(nullptr);
     std::tm utc{};
@@ -60,6 +61,15 @@ std::string utc_now() {
     char text[32];
     std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
     return text;
+}
+}  // namespace
+
+io::Json moment(Device device) {
+    io::Json fields = {{"utc", utc_now()}};
+    if (device.is_cpu()) return fields;
+    if (const std::optional<GpuState> state = gpu_state(device))
+        fields.update({{"sm_mhz", state->sm_mhz}, {"watts", state->watts}, {"celsius", state->celsius}});
+    return fields;
 }
 
 void append_line(const std::string& path, const io::Json& line) {

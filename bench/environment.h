@@ -15,7 +15,8 @@ Environment environment(Device device, const std::string& command);
 
 // The command line as a line of results shows it: without the directories of this machine.
 std::string portable_command(int argc, const char* const* argv);
-std::string utc_now();
+// When a line was written and what state the device was then in: to be asked right after it was timed.
+io::Json moment(Device device);
 
 // Appends one line. An empty path: nothing to do.
 void append_line(const std::string& path, const io::Json& line);

@@ -14,5 +14,8 @@ void gpu_gemm(const Tensor&, const Tensor&, const Tensor&) {
 GpuVersions gpu_versions() {
     refuse();
 }
+std::optional<GpuState> gpu_state(Device) {
+    refuse();
+}
 
 }  // namespace lc::bench

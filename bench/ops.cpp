@@ -29,6 +29,7 @@ struct Result {
     const char* phase = nullptr;
     Cost cost;
     Timing timing;
+    io::Json moment;
 };
 
 // Stands for the op that made an input: its gradient is written once, in the activation's dtype, and freed. (A leaf would
@@ -80,15 +81,19 @@ Tensor consume(const Tensors& outputs, const Target& target) {
 // The forward as training calls it, recorded if the op can be; then the backward alone, over one tape that is kept.
 std::vector<Result> time_case(const OpCase& c, const Target& target, const Plan& plan) {
     Tensors inputs = make_inputs(c, target);
-    std::vector<Result> results{{&c, "forward", c.forward, measure([&] { c.run(inputs); }, target.device, plan)}};
+    std::vector<Result> results;
+    const auto time_phase = [&](const char* phase, const Cost& cost, const std::function<void()>& call) {
+        const Timing timing = measure(call, target.device, plan);
+        results.push_back({&c, phase, cost, timing, moment(target.device)});
+    };
+    time_phase("forward", c.forward, [&] { c.run(inputs); });
     if (!c.backward) return results;
     const Tensor root = consume(c.run(inputs), target);
-    const auto step = [&] {
+    time_phase("backward", c.backward, [&] {
         for (Tensor& input : inputs)
             if (grad_of(input).defined()) set_grad(input, {});
         backward(root, {}, {.retain_graph = true});
-    };
-    results.push_back({&c, "backward", c.backward, measure(step, target.device, plan)});
+    });
     return results;
 }
 
@@ -130,13 +135,13 @@ io::Json as_json(const Result& r, const Target& target, const Ceilings& ceilings
                      {"roofline_us", floor},
                      {"roofline_frac", floor / us},
                      {"ceil", {{"gemm_tflops", roofline.gemm_gflops * 1e-3}, {"copy_gbps", roofline.copy_gbps}}},
-                     {"drift", ceilings.drift()},
-                     {"utc", utc_now()}};
+                     {"drift", ceilings.drift()}};
     if (target.device.is_cuda()) {
         line["l2"] = r.timing.cold ? "cold" : "warm";
         line["host_us"] = r.timing.host_us;
         line["starved"] = r.timing.starved;
     }
+    line.update(r.moment);
     line.update(e.fields);
     return line;
 }
