@@ -192,13 +192,14 @@ void Tensor::copy_from(const Tensor& source) {
     bump_version();
 }
 
+void fill_strided(const TensorView& to, double value) {
+    if (to.device.is_cuda()) return cuda::fill(to, value, current_stream(to.device));
+    const Tensor scalar = Tensor::from(std::vector<double>{value}, {});
+    copy_strided(scalar.with_layout(scalar.layout().expand(to.shape())).view(), to);
+}
+
 void Tensor::fill(double value) {
-    if (device().is_cuda()) {
-        cuda::fill(view(), value, current_stream(device()));
-    } else {
-        const Tensor scalar = Tensor::from(std::vector<double>{value}, {});
-        copy_strided(scalar.with_layout(scalar.layout().expand(shape())).view(), view());
-    }
+    fill_strided(view(), value);
     bump_version();
 }
 

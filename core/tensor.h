@@ -138,5 +138,7 @@ class Tensor {
 // Copies values between layouts, dtypes and devices (same shape). Within a device the copy is queued on its current stream;
 // between devices it is done when this returns.
 void copy_strided(const TensorView& from, const TensorView& to);
+// Every element of a view becomes `value`; on a GPU queued on its current stream.
+void fill_strided(const TensorView& to, double value);
 
 }  // namespace lc

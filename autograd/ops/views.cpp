@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "autograd/node.h"
+#include "kernels/accumulate/accumulate.h"
 
 namespace lc {
 namespace {
@@ -39,14 +40,12 @@ struct SliceNode final : Node {
             view.layout = view.layout.slice(axis, first, count);
             return view;
         };
-        dispatch_compute(dx.view.dtype, "slice", [&](auto type) {
-            using T = typename decltype(type)::type;
-            if (!dx.accumulate())
-                for (const TensorView& outside :
-                     {part(0, start), part(start + length, dx.view.size(axis) - start - length)})
-                    kernels::for_each_element<T>({outside}, [](T& value) { value = 0; });
-            kernels::store_gradient<T>(dout[0].view(), {part(start, length), dx.mode});
-        });
+        const TensorView inside = part(start, length), grad = dout[0].view();
+        if (dx.accumulate())
+            return kernels::accumulate({.source = grad, .target = inside}, current_stream(dx.view.device));
+        fill_strided(part(0, start), 0);
+        fill_strided(part(start + length, dx.view.size(axis) - start - length), 0);
+        copy_strided(grad, inside);
     }
 };
 

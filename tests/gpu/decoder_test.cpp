@@ -5,6 +5,8 @@
 #include "autograd/grad_mode.h"
 #include "autograd/ops/linear_cross_entropy.h"
 #include "autograd/ops/views.h"
+#include "core/allocator.h"
+#include "core/random_tensor.h"
 #include "models/generation/generator.h"
 #include "tests/gpu/gpu.h"
 #include "tests/models/tiny.h"
@@ -137,6 +139,35 @@ TEST_F(DecoderOnGpu, MergedAdaptersChangeNothing) {
     const Tensor before = gpu.logits(ids, {.mode = AttentionMode::Linearized}).clone();
     gpu.merge_lora();
     EXPECT_LT(relative_error(gpu.logits(ids, {.mode = AttentionMode::Linearized}), before), kF32);
+}
+
+// Views make no kernel calls of their own forward; backward, a slice fills and adds.
+TEST_F(DecoderOnGpu, SlicesGiveTheirGradientsBack) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+        Tensor x = normal_tensor({4, 6, 5}, 1, Random(3), dtype, kGpu);
+        set_requires_grad(x);
+        const Tensor first = slice(x, 1, 1, 3), second = slice(x, 1, 2, 4);  // rows 2 and 3 in both
+        const Tensor roots[] = {first, second};
+        const Tensor grads[] = {Tensor::full(first.shape(), 2, dtype, kGpu), Tensor::full(second.shape(), 3, dtype, kGpu)};
+        backward(roots, grads);
+        const auto values = grad_of(x).to_vector<float>();
+        constexpr float kExpected[] = {0, 2, 5, 5, 3, 3};
+        for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(values[i], kExpected[i / 5 % 6]) << i;
+    }
+}
+
+// Whatever the position: folding blocks, wrapping rings.
+TEST_F(DecoderOnGpu, AWarmDecodeStepAsksTheDriverForNoMemory) {
+    const Decoder gpu = copy_to(on_cpu(kSpecs[0].second), kGpuBf16);
+    const Generator generator(gpu, 8);
+    DecodeState state(gpu, AttentionMode::Linearized, 2);
+    generator.advance(state, tiny_ids(2, 13));
+    int64_t warm = 0;
+    for (int64_t t = 0; t < 40; ++t) {
+        if (t == 8) warm = allocator(kGpu).stats().system_allocations;  // two blocks of the window have passed
+        generator.advance(state, tiny_ids(2, 1));
+    }
+    EXPECT_EQ(allocator(kGpu).stats().system_allocations, warm);
 }
 
 // log and cos may round differently; a float holds 24 bits of the 53.
