@@ -14,6 +14,8 @@ struct PlacementFlags {
     void add(CLI::App& verb);
     // Asks the machine. Errors as models::placement_from.
     models::Placement placement() const { return models::placement_from(device, dtype); }
+    // For --dry-run: the device need not be there.
+    models::Placement planned() const { return models::planned_placement(device, dtype); }
 };
 
 struct ModelFlags {

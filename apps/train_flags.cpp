@@ -59,6 +59,8 @@ void RunFlags::add_loop(CLI::App& verb) {
     verb.add_option("--profile-steps", profile_steps,
                     "a:b, steps of this process that a profiler shall record (nsys profile -c cudaProfilerApi)");
     place.add(verb);
+    verb.add_flag("--dry-run", dry_run, "print the memory each stage needs, by owner, from config.json alone, and exit")
+        ->configurable(false);
     verb.add_option("--resume", resume, "auto: continue from the newest checkpoint of --out, if there is one")
         ->check(CLI::IsMember({"auto"}));
     verb.add_option("--resume-from", resume_from, "continue from this checkpoint directory");

@@ -2,6 +2,7 @@
 
 #include "apps/train_verbs.h"
 #include "models/attention/attention_spec.h"
+#include "train/dry_run.h"
 #include "train/interrupt.h"
 #include "train/linearize.h"
 
@@ -73,7 +74,7 @@ int run(CLI::App& program, const Settings& settings, Flags& flags) {
     if (flags.run.begin(flags.model.model + "/tokenizer.json")) return 0;
     train::LinearizeOptions& options = flags.options;
     options.model = flags.model.source();
-    options.placement = flags.run.place.placement();
+    options.placement = flags.run.placement();
     options.out = flags.run.out;
     options.data = flags.run.data_options();
     options.attention.kind = models::attention_kind_from(flags.attention);
@@ -87,6 +88,10 @@ int run(CLI::App& program, const Settings& settings, Flags& flags) {
     options.resume = flags.run.resume_options();
     options.config_text = resolved_config(program, settings);
     resolve_stages(flags);
+    if (flags.run.dry_run) {
+        fmt::print("{}", train::dry_run(options));
+        return 0;
+    }
     train::install_signal_handlers();
     return exit_code_of(train::linearize(options, train::stop_requested));
 }

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "apps/train_verbs.h"
+#include "train/dry_run.h"
 #include "train/interrupt.h"
 #include "train/pretrain.h"
 
@@ -33,11 +34,15 @@ int run(CLI::App& program, const Settings& settings, Flags& flags) {
     options.seed = flags.run.seed;
     options.loop = flags.run.loop_options();
     options.eval_batch = flags.run.eval_batch;
-    options.placement = flags.run.place.placement();
+    options.placement = flags.run.placement();
     options.save_dtype = flags.save_dtype == "f32" ? DType::f32 : DType::bf16;
     options.keep = flags.run.keep;
     options.resume = flags.run.resume_options();
     options.config_text = resolved_config(program, settings);
+    if (flags.run.dry_run) {
+        fmt::print("{}", train::dry_run(options));
+        return 0;
+    }
     train::install_signal_handlers();
     return exit_code_of(train::pretrain(options, train::stop_requested));
 }

@@ -33,6 +33,7 @@ struct RunFlags {
     std::string clip_scope = "off", schedule = "plateau", profile_steps;
     train::LoopOptions loop;
     PlacementFlags place;
+    bool dry_run = false;
 
     void add_data(CLI::App& verb);
     void add_loop(CLI::App& verb);
@@ -40,6 +41,7 @@ struct RunFlags {
     train::ResumeOptions resume_options() const;
     // What is the same for all stages; learning rates are the caller's.
     train::LoopOptions loop_options() const;
+    models::Placement placement() const { return dry_run ? place.planned() : place.placement(); }
     // Sets threads. True when --preview-data was answered.
     bool begin(const std::string& tokenizer) const;
 };

@@ -23,9 +23,11 @@ Device cuda_device(int index) {
     return {DeviceType::cuda, index};
 }
 
-Device device_from(std::string_view name) {
+// `present`: a GPU named must be there and be new enough.
+Device device_from(std::string_view name, bool present) {
+    const auto cuda = [&](int index) { return present ? cuda_device(index) : Device{DeviceType::cuda, index}; };
     if (name == "cpu") return {};
-    if (name == "cuda") return cuda_device(0);
+    if (name == "cuda") return cuda(0);
     if (name == "auto") {
         for (int i = 0; i < cuda::device_count(); ++i)
             if (cuda::device_info(i).major >= kOldestMajor) return {DeviceType::cuda, i};
@@ -38,7 +40,16 @@ Device device_from(std::string_view name) {
     const auto [rest, error] = std::from_chars(prefixed ? name.data() + kPrefix.size() : end, end, index);
     LC_REQUIRE(Usage, prefixed && error == std::errc() && rest == end && index >= 0,
                "--device must be auto, cpu, cuda or cuda:N, got '{}'", name);
-    return cuda_device(index);
+    return cuda(index);
+}
+
+Placement resolve(std::string_view device, std::string_view dtype, bool present) {
+    LC_REQUIRE(Usage, dtype == "auto" || dtype == "f32" || dtype == "bf16", "--dtype must be auto, f32 or bf16, got '{}'",
+               dtype);
+    Placement placement{.device = device_from(device, present)};
+    if (dtype == "bf16" || (dtype == "auto" && placement.device.is_cuda())) placement.dtype = DType::bf16;
+    validate(placement);
+    return placement;
 }
 
 }  // namespace
@@ -51,12 +62,11 @@ void validate(const Placement& placement) {
 }
 
 Placement placement_from(std::string_view device, std::string_view dtype) {
-    LC_REQUIRE(Usage, dtype == "auto" || dtype == "f32" || dtype == "bf16", "--dtype must be auto, f32 or bf16, got '{}'",
-               dtype);
-    Placement placement{.device = device_from(device)};
-    if (dtype == "bf16" || (dtype == "auto" && placement.device.is_cuda())) placement.dtype = DType::bf16;
-    validate(placement);
-    return placement;
+    return resolve(device, dtype, true);
+}
+
+Placement planned_placement(std::string_view device, std::string_view dtype) {
+    return resolve(device, dtype, false);
 }
 
 std::string describe(const Placement& placement) {

@@ -22,6 +22,8 @@ void validate(const Placement& placement);
 // else the CPU, and bf16 on a GPU, f32 on the CPU. Throws Error(Usage) for other words and for bf16 on the CPU; Error(Resource),
 // saying what is there, for a GPU that is absent or older than compute capability 8.0.
 Placement placement_from(std::string_view device, std::string_view dtype);
+// The same for a device that need not be there: cuda and cuda:N are taken at their word.
+Placement planned_placement(std::string_view device, std::string_view dtype);
 
 // "cuda:0 (NVIDIA H200, 139.8 GiB), bf16"
 std::string describe(const Placement& placement);

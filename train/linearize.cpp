@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "models/run.h"
 #include "train/attention_transfer.h"
+#include "train/dry_run.h"
 #include "train/next_token.h"
 
 namespace lc::train {
@@ -34,6 +35,7 @@ Inputs load(const LinearizeOptions& options) {
         tokenizer.set_eos_id(static_cast<int32_t>(config.eos_token_ids.front()));
     TrainingData data = load_training_data(options.data, tokenizer, config.vocab_size);
     log_info("computing on {}", models::describe(options.placement));
+    require_device_memory(options);
     models::Decoder decoder = models::load_model(options.model, {.placement = options.placement});
     models::AttentionSpec spec = options.attention;
     if (!options.feature_map.empty())

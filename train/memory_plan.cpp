@@ -157,6 +157,7 @@ MemoryPlan plan_memory(const PlanInput& input) {
     const int64_t more = std::max({before.peak(), ledger.peak(), step_peak}) - step_peak;
     plan.rows.push_back({"evaluation", more, more,
                          fmt::format("[{},{}] tokens, above the step's peak", input.eval_batch, input.seq_len)});
+    plan.trained = stage.trained();
     plan.reserved = std::max(before.reserved(), ledger.reserved());
     return plan;
 }

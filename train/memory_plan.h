@@ -46,6 +46,7 @@ struct MemoryPlan {
     };
     PlanInput input;
     std::vector<Row> rows;
+    int64_t trained = 0;   // numbers that the optimizer moves
     int64_t reserved = 0;  // with the allocator's cache of freed blocks, if the device has that much
 
     int64_t total() const;  // peak of bytes in use

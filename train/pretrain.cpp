@@ -3,6 +3,7 @@
 #include "core/log.h"
 #include "io/file.h"
 #include "models/run.h"
+#include "train/dry_run.h"
 #include "train/evaluate.h"
 #include "train/next_token.h"
 #include "train/stage_config.h"
@@ -60,6 +61,7 @@ bool run(PretrainOptions options, const StopCheck& stop) {
     options.loop.schedule.total = options.loop.steps;
 
     log_info("computing on {}", models::describe(options.placement));
+    require_device_memory(options);
     models::Decoder decoder =
         models::Decoder::random(models::decoder_config_from(config), options.seed, options.placement);
     RunContext context;

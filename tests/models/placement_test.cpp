@@ -36,6 +36,14 @@ TEST(Placement, AutoTakesAGpuIfThereIsOne) {
     EXPECT_EQ(placement.dtype, placement.device.is_cuda() ? DType::bf16 : DType::f32);
 }
 
+TEST(Placement, APlannedGpuNeedNotBeThere) {
+    const Placement placement = planned_placement("cuda:3", "auto");
+    EXPECT_EQ(placement.device, (Device{DeviceType::cuda, 3}));
+    EXPECT_EQ(placement.dtype, DType::bf16);
+    EXPECT_EQ(planned_placement("cuda", "f32").dtype, DType::f32);
+    EXPECT_THROW(planned_placement("gpu", "auto"), Error);
+}
+
 TEST(Placement, UnknownWordsAreWrongUse) {
     for (const char* device : {"gpu", "", "cuda:", "cuda:x", "cuda:-1", "cuda:0x", "CPU", "cuda:99999999999"})
         EXPECT_NE(refusal(ErrorKind::Usage, device, "auto").find("--device must be"), std::string::npos) << device;
