@@ -54,7 +54,7 @@ enum class Bench { none, cpu, gpu };
 struct OpCase {
     std::string op, variant;
     std::vector<OpInput> inputs;
-    std::function<Tensors(const Tensors&)> run;  // functional (benchmarks may write in place); inputs are of a Target's dtype and device
+    std::function<Tensors(const Tensors&)> run;  // inputs are of a Target's dtype and device; functional, but for benchmarks
     Cost forward, backward;                      // for the benchmark; an empty backward is not timed
     Bench bench = Bench::none;
     bool differentiable = true;                  // false: an op that never stands on a tape
