@@ -35,7 +35,7 @@ if(LOLCATS_SANITIZE)
   target_link_options(lc_flags INTERFACE -fsanitize=${LOLCATS_SANITIZE})
 endif()
 
-# lc_precompile(<target> <library|json|test>): what nearly every file of the target includes is parsed once (cmake/precompiled/):
+# lc_precompile(<target> <library|json|cli|test>): what nearly every file of the target includes is parsed once (cmake/precompiled/):
 # half of the build's time. Sources name what they use all the same, and a build with ccache, which caches whole files instead,
 # sees to that.
 function(lc_precompile target kind)
@@ -105,7 +105,7 @@ function(lc_add_test name)
   target_link_libraries(${name} PRIVATE ${T_LIBRARIES} lc_flags GTest::gtest GTest::gmock GTest::gtest_main)
   lc_precompile(${name} test)
   # Tables of cases are long to optimize and quick to run; what they test is optimized in its own library.
-  target_compile_options(${name} PRIVATE -O0)
+  target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O0>)
   target_compile_definitions(${name} PRIVATE LC_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LC_BINARY_DIR="${CMAKE_BINARY_DIR}/bin")
   if(T_WHOLE)
     add_test(NAME ${name} COMMAND ${name})

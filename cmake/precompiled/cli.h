@@ -1,0 +1,4 @@
+// The same for the programs.
+#include <CLI/CLI.hpp>
+
+#include "json.h"
