@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The ablations of docs/results: one model, one text, one budget, several ways to linearize.
-#   scripts/experiments.sh [--paper] [--jobs N] MODEL_DIR TEXT_FILE OUT_DIR [options for every `train_lolcats linearize`]
-# Four rows, or with --paper those of the paper's Tables 1 and 5 and of its window and rank studies; N runs at a time (they share
-# one GPU well when the model is small). Needs a build (scripts/test.sh or scripts/demo.sh make one). Prints a Markdown table;
-# each row's run stays in OUT_DIR, and a row whose run is complete is not run again.
+#   scripts/experiments.sh [--paper] [--jobs N] [--gpus N] MODEL_DIR TEXT_FILE OUT_DIR [options for every `linearize`]
+# Four rows, or with --paper those of the paper's Tables 1 and 5 and of its window and rank studies. --jobs N runs that many at a
+# time (they share a GPU well when the model is small), --gpus N deals them out to cuda:0 ... cuda:N-1. Needs a build
+# (scripts/test.sh or scripts/demo.sh make one). Prints a Markdown table; each row's run stays in OUT_DIR, and a row whose run is
+# complete is not run again.
 set -euo pipefail
-usage() { sed -n '2,6p' "$0"; exit 2; }
-paper='' jobs=1
+usage() { sed -n '2,7p' "$0"; exit 2; }
+paper='' jobs=1 gpus=0
 while :; do
     case "${1:-}" in
         --paper) paper=1; shift ;;
         --jobs) jobs=${2:-}; shift 2 || usage ;;
+        --gpus) gpus=${2:-}; shift 2 || usage ;;
         *) break ;;
     esac
 done
@@ -64,8 +66,10 @@ cell() {  # cell KEY FILE: two digits, or a dash where the run has no such numbe
     if [ -n "$value" ]; then printf '%.2f' "$value"; else printf -- '-'; fi
 }
 
+turn=0
 for row in "${rows[@]}"; do
     IFS='|' read -r name _ options <<<"$row"
+    [ "$gpus" -gt 0 ] && options+=" --device cuda:$((turn++ % gpus))"
     while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
     # shellcheck disable=SC2086
     run "$name" "$@" $options &
