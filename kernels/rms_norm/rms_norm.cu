@@ -1,22 +1,24 @@
 // RMS norm on the GPU, alone or fused with the residual addition.
 //
 // MATHS    rms_norm.h.
-// TILING   rows of up to 1024 elements: a warp a row, eight rows a block. Longer ones: a block of 256 a row. A thread takes runs of
-//          eight elements, `threads` runs apart, and holds up to four of them (rows up to 8192) in registers from the sum of squares to
-//          the result; longer rows are read again, from L1 or L2.
+// TILING   aligned rows of 1025 to 8192 elements: rms_norm_streamed.cuh. Others: rows of up to 1024 elements a warp a row, eight rows
+//          a block; longer ones a block of 256 a row. A thread takes runs of eight elements, `threads` runs apart, and holds up to
+//          four of them (rows up to 8192) in registers from the sum of squares to the result; longer rows are read again, from L1 or L2.
 //          dweight: a block owns 256 columns and 64 rows, each warp every eighth row; partial sums go to workspace, a row a slice, and
 //          column_sum adds the slices.
 // COST     forward: x, residual, y and sum once. Backward: s, dy, dsum and each gradient once; dweight reads s and dy once more (a
 //          frozen weight wants none).
 // NUMERICS f32 throughout; sums of squares as a tree over threads, in an order that depends on D alone. With a residual, y is made
 //          from the f32 sum before that is rounded to its dtype.
-// LADDER   1 this.
+// LADDER   1 a block a row: each load is awaited before the next one starts, and every row loads the weights again: bound by latency.
+//          2 rms_norm_streamed.cuh: a row's loads start together, in the turn before; weights once a block. Meant for 0.85 of a copy.
 // SOURCE   arXiv 1910.07467.
 #include "kernels/common/cuda/column_sum.h"
 #include "kernels/common/cuda/operand.cuh"
 #include "kernels/common/cuda/reduce.cuh"
 #include "kernels/common/cuda/run.cuh"
 #include "kernels/rms_norm/rms_norm.h"
+#include "kernels/rms_norm/rms_norm_streamed.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -53,15 +55,8 @@ struct Sharing {
     }
 };
 
-struct ForwardArgs {
-    RowElements x, residual, weight, y, sum;
-    Operand rstd;
-    int64_t rows, columns;
-    float eps;
-};
-
 template <class S>
-__global__ void __launch_bounds__(kBlock) forward_kernel(const __grid_constant__ ForwardArgs a) {
+__global__ void __launch_bounds__(kBlock, 2) forward_kernel(const __grid_constant__ RmsForwardArgs a) {
     const int64_t row = S::row();
     if (row >= a.rows) return;  // whole warps (or the whole block) leave together
     float s[S::kUnroll][kRun];
@@ -92,15 +87,9 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const __grid_constant__
     });
 }
 
-struct BackwardArgs {
-    RowElements s, dy, dsum, weight, dx, dresidual;
-    Operand rstd;
-    int64_t rows, columns;
-};
-
 // ds = rstd g - shrink s + dsum with g = dy weight, shrink = rstd^3 mean(g s).
 template <class S>
-__global__ void __launch_bounds__(kBlock) backward_kernel(const __grid_constant__ BackwardArgs a) {
+__global__ void __launch_bounds__(kBlock, 2) backward_kernel(const __grid_constant__ RmsBackwardArgs a) {
     const int64_t row = S::row();
     if (row >= a.rows) return;
     float s[S::kUnroll][kRun], g[S::kUnroll][kRun];
@@ -206,21 +195,25 @@ void rms_norm_forward_cuda(const RmsNormForward& args, Stream stream) {
     const DeviceRows x(args.x, args.x.dtype), residual(args.residual ? args.residual : args.x, args.x.dtype);
     const DeviceRows weight(args.weight, args.weight.dtype);
     const DeviceOutRows y(args.y), sum(args.sum);
-    const ForwardArgs a{.x = RowElements(x),
-                        .residual = args.residual ? RowElements(residual) : RowElements(),
-                        .weight = RowElements(weight),
-                        .y = RowElements(y),
-                        .sum = RowElements(sum),
-                        .rstd = Operand(args.rstd),
-                        .rows = x.rows,
-                        .columns = x.columns,
-                        .eps = static_cast<float>(args.eps)};
+    RmsForwardArgs a{{.weight = RowElements(weight), .rstd = Operand(args.rstd), .rows = x.rows, .columns = x.columns}};
+    a.x = RowElements(x), a.y = RowElements(y), a.sum = RowElements(sum);
+    if (args.residual) a.residual = RowElements(residual);
+    a.eps = static_cast<float>(args.eps);
     if (a.rows == 0) return;
-    dispatch_sharing(a.columns, [&](auto sharing) {
-        using S = decltype(sharing);
-        forward_kernel<S><<<grid_x(ceil_div(a.rows, S::kRows)), kBlock, 0, cuda::handle_of(stream)>>>(a);
+    const cudaStream_t queue = cuda::handle_of(stream);
+    const bool streamed = dispatch_streamed(a, {a.x, a.residual, a.y, a.sum}, {}, [&](auto shape) {
+        dispatch_bool(static_cast<bool>(args.residual), [&](auto has_residual) {
+            using S = decltype(shape);
+            constexpr auto kKernel = rms_forward_streamed<S, has_residual()>;
+            kKernel<<<blocks_at_a_time<kKernel>(S::kThreads, a.rows), S::kThreads, 0, queue>>>(a);
+        });
     });
-    LC_LAUNCHED("rms_norm", cuda::handle_of(stream));
+    if (!streamed)
+        dispatch_sharing(a.columns, [&](auto sharing) {
+            using S = decltype(sharing);
+            forward_kernel<S><<<grid_x(ceil_div(a.rows, S::kRows)), kBlock, 0, queue>>>(a);
+        });
+    LC_LAUNCHED("rms_norm", queue);
     y.finish(), sum.finish();
 }
 
@@ -230,21 +223,28 @@ void rms_norm_backward_cuda(const RmsNormBackward& args, Stream stream) {
     const DeviceRows s(args.s, args.s.dtype), weight(args.weight, args.weight.dtype);
     const DeviceRows dy(args.dy ? args.dy : args.s, args.s.dtype), dsum(args.dsum ? args.dsum : args.s, args.s.dtype);
     const DeviceOutRows dx(args.dx), dresidual(args.dresidual);
-    const BackwardArgs a{.s = RowElements(s),
-                         .dy = args.dy ? RowElements(dy) : RowElements(),
-                         .dsum = args.dsum ? RowElements(dsum) : RowElements(),
-                         .weight = RowElements(weight),
-                         .dx = RowElements(dx),
-                         .dresidual = RowElements(dresidual),
-                         .rstd = Operand(args.rstd),
-                         .rows = s.rows,
-                         .columns = s.columns};
+    RmsBackwardArgs a{
+        {.weight = RowElements(weight), .rstd = Operand(args.rstd), .rows = s.rows, .columns = s.columns}};
+    a.s = RowElements(s), a.dx = RowElements(dx), a.dresidual = RowElements(dresidual);
+    if (args.dy) a.dy = RowElements(dy);
+    if (args.dsum) a.dsum = RowElements(dsum);
     if (a.rows == 0) return;
-    dispatch_sharing(a.columns, [&](auto sharing) {
-        using S = decltype(sharing);
-        backward_kernel<S><<<grid_x(ceil_div(a.rows, S::kRows)), kBlock, 0, cuda::handle_of(stream)>>>(a);
-    });
-    LC_LAUNCHED("rms_norm", cuda::handle_of(stream));
+    const cudaStream_t queue = cuda::handle_of(stream);
+    bool streamed = false;
+    if (args.dy)
+        streamed = dispatch_streamed(a, {a.s, a.dy, a.dsum}, {a.dx, a.dresidual}, [&](auto shape) {
+            dispatch_bool(static_cast<bool>(args.dsum), [&](auto has_sum) {
+                using S = decltype(shape);
+                constexpr auto kKernel = rms_backward_streamed<S, has_sum()>;
+                kKernel<<<blocks_at_a_time<kKernel>(S::kThreads, a.rows), S::kThreads, 0, queue>>>(a);
+            });
+        });
+    if (!streamed)
+        dispatch_sharing(a.columns, [&](auto sharing) {
+            using S = decltype(sharing);
+            backward_kernel<S><<<grid_x(ceil_div(a.rows, S::kRows)), kBlock, 0, queue>>>(a);
+        });
+    LC_LAUNCHED("rms_norm", queue);
     dx.finish(), dresidual.finish();
 }
 

@@ -48,7 +48,19 @@ LC_OP_CASES(rms_norm) {
     add(make("block", {2, 2064}, Use::Both));
     add(make("long", {2, 8200}, Use::Both));
     add(make("wide", {9, 133}, Use::Both));
+    for (const Use use : {Use::Alone, Use::Both}) {
+        const auto add_heavy = [&](std::string variant, Shape x) {
+            OpCase c = make(std::move(variant), x, use);
+            c.heavy = true;
+            add(c);
+        };
+        add_heavy("full_rows", {5, 4096});
+        add_heavy("two_warpfuls_of_columns_missing", {3, 8192 - 512});
+        add_heavy("more_rows_than_blocks", {1200, 1032});
+    }
     add(make("norm_only", {3, 35}, Use::NormOnly));
+    add(make("norm_only_long", {3, 1288}, Use::NormOnly));
+    add(make("sum_only_long", {3, 1288}, Use::SumOnly));
     add(make("sum_only", {3, 35}, Use::SumOnly));
     add({.op = "add_rms_norm",
          .variant = "same_tensor",

@@ -23,7 +23,8 @@ __device__ __forceinline__ double warp_sum(double value) {
 template <int Width = kWarp>
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
-    for (int step = Width / 2; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step, Width));
+    for (int step = Width / 2; step > 0; step /= 2)
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step, Width));
     return value;
 }
 
@@ -38,6 +39,18 @@ __device__ T block_sum(T value) {
     __syncthreads();
     const T total = warp_sum(lane < warps ? parts[lane] : T{0});
     __syncthreads();
+    return total;
+}
+
+// block_sum with one barrier, for loops: `parts` must alternate between two arrays from call to call, and all Warps warps take part.
+template <int Warps>
+__device__ __forceinline__ float block_sum(float value, float (&parts)[Warps]) {
+    value = warp_sum(value);
+    if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < Warps; ++w) total += parts[w];
     return total;
 }
 

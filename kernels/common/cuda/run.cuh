@@ -30,48 +30,84 @@ struct Elements {
     }
 };
 
+// A whole, aligned run as it came from memory: kernels load all they need in this form before they make floats of any of it, so
+// that every load is under way before the first wait.
+template <class T>
+struct RunBits {
+    Pack<T> packs[kRun / Pack<T>::kSize];
+
+    __device__ __forceinline__ static RunBits load(const T* from) {
+        RunBits bits;
+#pragma unroll
+        for (int i = 0; i < kRun / Pack<T>::kSize; ++i) bits.packs[i] = load_pack(from + i * Pack<T>::kSize);
+        return bits;
+    }
+    __device__ __forceinline__ void store(T* to) const {
+#pragma unroll
+        for (int i = 0; i < kRun / Pack<T>::kSize; ++i) store_pack(to + i * Pack<T>::kSize, packs[i]);
+    }
+    __device__ __forceinline__ float get(int j) const {
+        return packs[j / Pack<T>::kSize].get(j % Pack<T>::kSize);
+    }
+    __device__ __forceinline__ void set(int j, float value) {
+        packs[j / Pack<T>::kSize].set(j % Pack<T>::kSize, value);
+    }
+};
+
+// A whole run of a packed array, whichever dtype that has.
+__device__ __forceinline__ void load_packed(const Elements& from, int64_t first, float (&values)[kRun]) {
+    if (from.dtype == DType::bf16) {
+        const auto bits = RunBits<__nv_bfloat16>::load(reinterpret_cast<const __nv_bfloat16*>(from.base) + first);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) values[j] = bits.get(j);
+    } else {
+        const auto bits = RunBits<float>::load(reinterpret_cast<const float*>(from.base) + first);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) values[j] = bits.get(j);
+    }
+}
+
+// `add`: on top of what is there.
+__device__ __forceinline__ void store_packed(const Elements& to, int64_t first, bool add, float (&values)[kRun]) {
+    if (add) {
+        float before[kRun];
+        load_packed(to, first, before);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) values[j] += before[j];
+    }
+    if (to.dtype == DType::bf16) {
+        RunBits<__nv_bfloat16> bits;
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) bits.set(j, values[j]);
+        bits.store(reinterpret_cast<__nv_bfloat16*>(to.base) + first);
+    } else {
+        RunBits<float> bits;
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) bits.set(j, values[j]);
+        bits.store(reinterpret_cast<float*>(to.base) + first);
+    }
+}
+
 // values[j] = element first + j for j < count, 0 beyond.
 __device__ __forceinline__ void load_run(const Elements& from, int64_t first, int count, float (&values)[kRun]) {
-    if (!from.packed || count < kRun) {
+    if (from.packed && count >= kRun) return load_packed(from, first, values);
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) values[j] = j < count ? from.load(first + j) : 0.0f;
-    } else if (from.dtype == DType::bf16) {
-        const auto pack = load_pack(reinterpret_cast<const __nv_bfloat16*>(from.base) + first);
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) values[j] = pack.get(j);
-    } else {
-        const float* data = reinterpret_cast<const float*>(from.base) + first;
-        const auto low = load_pack(data), high = load_pack(data + 4);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) values[j] = low.get(j), values[j + 4] = high.get(j);
-    }
+    for (int j = 0; j < kRun; ++j) values[j] = j < count ? from.load(first + j) : 0.0f;
 }
 
 // Element first + j = values[j] (plus what is there, where `add`) for j < count.
 __device__ __forceinline__ void store_run(const Elements& to, int64_t first, int count, bool add,
                                           float (&values)[kRun]) {
+    if (to.packed && count >= kRun) return store_packed(to, first, add, values);
     if (add) {
         float before[kRun];
         load_run(to, first, count, before);
 #pragma unroll
         for (int j = 0; j < kRun; ++j) values[j] += before[j];
     }
-    if (!to.packed || count < kRun) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j)
-            if (j < count) to.store(first + j, values[j]);
-    } else if (to.dtype == DType::bf16) {
-        Pack<__nv_bfloat16> pack;
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) pack.set(j, values[j]);
-        store_pack(reinterpret_cast<__nv_bfloat16*>(to.base) + first, pack);
-    } else {
-        Pack<float> low, high;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) low.set(j, values[j]), high.set(j, values[j + 4]);
-        float* data = reinterpret_cast<float*>(to.base) + first;
-        store_pack(data, low), store_pack(data + 4, high);
-    }
+    for (int j = 0; j < kRun; ++j)
+        if (j < count) to.store(first + j, values[j]);
 }
 
 // A matrix whose rows are read and written in runs that start at multiples of kRun.
