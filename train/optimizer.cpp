@@ -20,10 +20,6 @@ std::string layer_of(std::string_view name) {
     return std::string(name.substr(at, end - at));
 }
 
-Stream stream_of(const ParameterGroup& group) {
-    return current_stream(group.parameters.empty() ? Device{} : group.parameters.front().tensor.device());
-}
-
 }  // namespace
 
 ClipScope clip_scope_from(std::string_view name) {
@@ -62,10 +58,15 @@ Optimizer::Optimizer(std::vector<ParameterGroup> groups, const OptimizerOptions&
     LC_REQUIRE(Usage, options.max_norm > 0 || options.clip == ClipScope::off, "clip norm must be > 0, got {}",
                options.max_norm);
     LC_REQUIRE(Usage, options.block_layers >= 1, "a clip block needs at least 1 layer, got {}", options.block_layers);
+    const Tensor* first = nullptr;
     for (const ParameterGroup& group : groups_) {
         m_.emplace_back(), v_.emplace_back();
         for (const models::NamedTensor& parameter : group.parameters) {
             const Tensor& p = parameter.tensor;
+            if (!first) first = &p, device_ = p.device();
+            LC_CHECK(p.device() == device_ && p.dtype() == first->dtype(),
+                     "optimizer: '{}' is {} on {}, others are {} on {}", parameter.name, name_of(p.dtype()),
+                     p.device().str(), name_of(first->dtype()), device_.str());
             LC_CHECK(p.is_contiguous() && (p.dtype() == DType::f32 || p.dtype() == DType::f64),
                      "optimizer: '{}' must be contiguous f32 or f64, got {} {}", parameter.name, name_of(p.dtype()),
                      p.shape());
@@ -89,17 +90,20 @@ void Optimizer::zero_grad() {
 
 std::vector<double> Optimizer::clip_factors(double& total_norm) const {
     const size_t n = groups_.size();
-    std::vector<double> squares(n), factors(n, 1.0);
-    double total = 0;
-    for (size_t g = 0; g < n; ++g) {
-        std::vector<TensorView> views;
+    std::vector<TensorView> grads;
+    std::vector<int64_t> group_of;
+    for (size_t g = 0; g < n; ++g)
         for (const models::NamedTensor& parameter : groups_[g].parameters) {
             const Tensor grad = grad_of(parameter.tensor);
             LC_CHECK(grad.defined(), "optimizer: '{}' got no gradient", parameter.name);
-            views.push_back(grad.view());
+            grads.push_back(grad.view()), group_of.push_back(static_cast<int64_t>(g));
         }
-        const double norm = kernels::grad_norm({.tensors = views}, stream_of(groups_[g]));
-        squares[g] = norm * norm;
+    const std::vector<double> norms = kernels::grad_norms(
+        {.tensors = grads, .groups = group_of, .count = static_cast<int64_t>(n)}, current_stream(device_));
+    std::vector<double> squares(n), factors(n, 1.0);
+    double total = 0;
+    for (size_t g = 0; g < n; ++g) {
+        squares[g] = norms[g] * norms[g];
         total += squares[g];
     }
     total_norm = std::sqrt(total);
@@ -126,28 +130,22 @@ StepReport Optimizer::step(std::span<const double> rates, bool loss_finite) {
         return report;
     }
     ++updates_;
-    for (size_t g = 0; g < groups_.size(); ++g) {
-        std::vector<kernels::AdamwTensor> decayed, plain;
+    std::vector<kernels::AdamwTensor> tensors;
+    for (size_t g = 0; g < groups_.size(); ++g)
         for (size_t i = 0; i < groups_[g].parameters.size(); ++i) {
             const Tensor& p = groups_[g].parameters[i].tensor;
-            (p.rank() >= 2 ? decayed : plain)
-                .push_back({p.view(), grad_of(p).view(), m_[g][i].view(), v_[g][i].view()});
+            tensors.push_back({.parameter = p.view(),
+                               .grad = grad_of(p).view(),
+                               .m = m_[g][i].view(),
+                               .v = v_[g][i].view(),
+                               .lr = rates[g],
+                               .weight_decay = p.rank() >= 2 ? options_.weight_decay : 0,
+                               .grad_scale = factors[g]});
             p.bump_version();
         }
-        const Stream stream = stream_of(groups_[g]);
-        kernels::AdamwStep step{.tensors = decayed,
-                                .lr = rates[g],
-                                .beta1 = options_.beta1,
-                                .beta2 = options_.beta2,
-                                .eps = options_.eps,
-                                .weight_decay = options_.weight_decay,
-                                .grad_scale = factors[g],
-                                .step = updates_};
-        if (!decayed.empty()) kernels::adamw_step(step, stream);
-        step.tensors = plain;
-        step.weight_decay = 0;
-        if (!plain.empty()) kernels::adamw_step(step, stream);
-    }
+    kernels::adamw_step(
+        {.tensors = tensors, .beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps, .step = updates_},
+        current_stream(device_));
     return report;
 }
 

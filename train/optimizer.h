@@ -1,5 +1,6 @@
 // AdamW over the trainable parameters of a stage, with gradient clipping and the rule that a non-finite step is no
-// step. Parameters are their own f32 masters; moments have the parameters' dtype.
+// step. Parameters are their own f32 masters on one device; moments have the parameters' dtype. A step reads all gradients for
+// their norms, waits for those, and updates all parameters, each in one call whatever the number of groups.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -63,6 +64,7 @@ class Optimizer {
     std::vector<ParameterGroup> groups_;
     std::vector<std::vector<Tensor>> m_, v_;  // as groups_
     OptimizerOptions options_;
+    Device device_;
     int64_t updates_ = 0;
 };
 

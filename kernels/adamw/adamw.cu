@@ -1,11 +1,13 @@
-// AdamW on the GPU: many tensors in one launch.
+// AdamW on the GPU: all tensors of a step in one launch.
 //
 // MATHS    adamw.h.
-// TILING   up to kTensors tensors travel as kernel arguments (no copy to the device, nothing to keep alive). A block finds by
-//          bisection which tensor its chunk of 4096 elements lies in; a thread takes four elements at a time, 16 bytes of each array.
+// TILING   up to 500 tensors travel as kernel arguments, each with its rates (no copy to the device, nothing to keep alive). A block
+//          finds by bisection which tensor its chunk of 4096 elements lies in; a thread takes four elements at a time, 16 bytes of
+//          each array.
 // COST     28 bytes and about 15 FLOPs an element: bound by memory.
 // NUMERICS f32 as on the CPU; the bias corrections are made in f64 on the host. Correctly rounded sqrt and division.
-// LADDER   1 this.
+// LADDER   1 64 tensors a launch, one set of rates a launch: two launches for each group of parameters.
+//          2 rates a tensor, and as many tensors as arguments hold: a step of 32 groups is one launch.
 // SOURCE   arXiv 1711.05101.
 #include <cmath>
 
@@ -16,29 +18,31 @@
 namespace lc::kernels {
 namespace {
 
-constexpr int kThreads = 256, kWidth = Pack<float>::kSize, kTensors = 64;
+constexpr int kThreads = 256, kWidth = Pack<float>::kSize, kTensors = 500;
 constexpr int64_t kElements = 4 * kThreads * kWidth;  // a block's
+constexpr size_t kMostArguments = 32764;              // bytes, since CUDA 12.1
 
-struct Rates {
-    float lr, eps, decay, b1, rest1, b2, rest2, correct1, correct2, grad_scale;
+struct Rates {  // of all tensors
+    float eps, b1, rest1, b2, rest2, correct1, correct2;
 };
 struct Entry {
     float *p, *m, *v;
     const float* grad;
     int64_t numel, first_block;
+    float lr, decay, grad_scale;
 };
 struct Table {
     Entry entries[kTensors];
     int count = 0;
     Rates rates;
 };
-static_assert(sizeof(Table) <= 4096, "kernel arguments are limited to 4 KiB");
+static_assert(sizeof(Table) <= kMostArguments);
 
-__device__ void update(const Rates& r, float grad, float& p, float& m, float& v) {
-    const float g = r.grad_scale * grad;
+__device__ void update(const Rates& r, const Entry& e, float grad, float& p, float& m, float& v) {
+    const float g = e.grad_scale * grad;
     m = r.b1 * m + r.rest1 * g;
     v = r.b2 * v + r.rest2 * g * g;
-    p -= r.lr * (m * r.correct1 / (sqrtf(v * r.correct2) + r.eps) + r.decay * p);
+    p -= e.lr * (m * r.correct1 / (sqrtf(v * r.correct2) + r.eps) + e.decay * p);
 }
 
 __global__ void adamw_kernel(const __grid_constant__ Table table) {
@@ -58,28 +62,29 @@ __global__ void adamw_kernel(const __grid_constant__ Table table) {
             auto p = load_pack(e.p + first), m = load_pack(e.m + first), v = load_pack(e.v + first);
             const auto grad = load_pack(e.grad + first);
 #pragma unroll
-            for (int j = 0; j < kWidth; ++j) update(table.rates, grad.values[j], p.values[j], m.values[j], v.values[j]);
+            for (int j = 0; j < kWidth; ++j)
+                update(table.rates, e, grad.values[j], p.values[j], m.values[j], v.values[j]);
             store_pack(e.p + first, p), store_pack(e.m + first, m), store_pack(e.v + first, v);
         } else {
             for (int64_t i = first; i < min(end, first + kWidth); ++i)
-                update(table.rates, e.grad[i], e.p[i], e.m[i], e.v[i]);
+                update(table.rates, e, e.grad[i], e.p[i], e.m[i], e.v[i]);
         }
     }
 }
 
+float narrow(double value) {
+    return static_cast<float>(value);
+}
+
 Rates rates_of(const AdamwStep& args) {
     const double t = static_cast<double>(args.step);
-    const auto narrow = [](double value) { return static_cast<float>(value); };
-    return {.lr = narrow(args.lr),
-            .eps = narrow(args.eps),
-            .decay = narrow(args.weight_decay),
+    return {.eps = narrow(args.eps),
             .b1 = narrow(args.beta1),
             .rest1 = narrow(1 - args.beta1),
             .b2 = narrow(args.beta2),
             .rest2 = narrow(1 - args.beta2),
             .correct1 = narrow(1 / (1 - std::pow(args.beta1, t))),
-            .correct2 = narrow(1 / (1 - std::pow(args.beta2, t))),
-            .grad_scale = narrow(args.grad_scale)};
+            .correct2 = narrow(1 / (1 - std::pow(args.beta2, t)))};
 }
 
 }  // namespace
@@ -98,8 +103,15 @@ void adamw_step_cuda(const AdamwStep& args, Stream stream) {
         const int64_t numel = t.parameter.numel();
         if (numel == 0) continue;
         if (table.count == kTensors) launch();
-        table.entries[table.count++] = {
-            t.parameter.data<float>(), t.m.data<float>(), t.v.data<float>(), t.grad.data<float>(), numel, blocks};
+        table.entries[table.count++] = {.p = t.parameter.data<float>(),
+                                        .m = t.m.data<float>(),
+                                        .v = t.v.data<float>(),
+                                        .grad = t.grad.data<float>(),
+                                        .numel = numel,
+                                        .first_block = blocks,
+                                        .lr = narrow(t.lr),
+                                        .decay = narrow(t.weight_decay),
+                                        .grad_scale = narrow(t.grad_scale)};
         blocks += ceil_div(numel, kElements);
     }
     launch();

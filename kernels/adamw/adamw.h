@@ -11,12 +11,13 @@ namespace lc::kernels {
 
 struct AdamwTensor {
     TensorView parameter, grad, m, v;  // one shape, contiguous, f32 (or f64 all)
+    double lr = 1e-3, weight_decay = 0;
+    double grad_scale = 1;  // the gradient is multiplied by this first (clipping)
 };
 struct AdamwStep {
     std::span<const AdamwTensor> tensors;
-    double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
-    double grad_scale = 1;  // the gradient is multiplied by this first (clipping)
-    int64_t step = 1;       // t, counted from 1
+    double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+    int64_t step = 1;  // t, counted from 1
 };
 void adamw_step(const AdamwStep& args, Stream stream);
 void adamw_step_cuda(const AdamwStep& args, Stream stream);

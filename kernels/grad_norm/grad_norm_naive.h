@@ -1,3 +1,4 @@
+// The only CPU form: each tensor is read once, by all threads.
 #pragma once
 #include <cmath>
 
@@ -14,6 +15,16 @@ double sum_of_squares_naive(const TensorView& view) {
         const double value = static_cast<double>(p[i]);
         return value * value;
     });
+}
+
+inline std::vector<double> grad_norms_naive(const GradNorms& args) {
+    std::vector<double> norms(static_cast<size_t>(args.count));
+    for (size_t i = 0; i < args.tensors.size(); ++i)
+        dispatch_compute(args.tensors[i].dtype, "grad_norm", [&](auto type) {
+            norms[args.groups[i]] += sum_of_squares_naive<typename decltype(type)::type>(args.tensors[i]);
+        });
+    for (double& norm : norms) norm = std::sqrt(norm);
+    return norms;
 }
 
 }  // namespace lc::kernels

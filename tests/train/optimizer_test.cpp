@@ -84,6 +84,30 @@ TEST(Optimizer, EachGroupHasItsRate) {
     EXPECT_EQ(b.tensor.item(), 0.0);
 }
 
+// One call updates all groups: each with the bits that it gets alone.
+TEST(Optimizer, AStepOfManyGroupsIsThatOfEach) {
+    const auto make = [](int layer) {
+        const std::string prefix = fmt::format("layers.{}.", layer);
+        return std::vector{parameter(prefix + "w", {3, 5}, 0.5 + layer, DType::f32),
+                           parameter(prefix + "n", {4}, -layer, DType::f32)};
+    };
+    const OptimizerOptions options{.weight_decay = 0.1, .clip = ClipScope::layer, .max_norm = 1};
+    const auto run = [&](const std::vector<int>& layers) {
+        std::vector<NamedTensor> list;
+        for (int layer : layers)
+            for (const NamedTensor& p : make(layer)) list.push_back(p);
+        Optimizer optimizer(group_by_layer(list), options);
+        std::vector<double> rates;
+        for (int layer : layers) rates.push_back(0.01 * (layer + 1));
+        for (int step = 0; step < 3; ++step) {
+            for (const NamedTensor& p : list) give(p, 0.3 * p.tensor.to_vector<double>()[0] + step);
+            optimizer.step(rates);
+        }
+        return bytes_of(optimizer);
+    };
+    EXPECT_TRUE(run({0, 1, 2, 3}) == run({0}) + run({1}) + run({2}) + run({3}));
+}
+
 TEST(Optimizer, GroupsFollowTheLayersInTheNames) {
     std::vector<NamedTensor> list;
     for (const char* name : {"model.embed_tokens.weight", "model.layers.0.a", "model.layers.0.b", "model.layers.11.a",
@@ -169,6 +193,8 @@ TEST(Optimizer, RefusesMisuse) {
     give(p, 1);
     EXPECT_THROW(optimizer.step(std::vector{0.1, 0.1}), Error) << "two rates for one group";
     EXPECT_THROW(clip_scope_from("model"), Error);
+    EXPECT_THROW(Optimizer(group_by_layer({p, parameter("layers.1.a", {1}, 0, DType::f32)}), {}), Error)
+        << "a step is one call: one dtype";
 }
 
 }  // namespace
