@@ -1,0 +1,136 @@
+// The Hopper copy engine (TMA), the barriers that it reports to, and registers for warps with roles.
+//
+//   host     const CUtensorMap map = head_map(view);     // [B,H,T,D] bf16; in a `const __grid_constant__` argument
+//   device   Barrier full;                               // shared memory; one thread: full.init(1), fence_barriers()
+//            full.expect(bytes);                         // one thread
+//            copy_tile(tile, map, t, h, b, full);        // one thread
+//            full.wait(phase);                           // those who read the tile; phase 0, then 1, 0, ...
+//
+// A barrier counts arrivals and bytes; when both are complete its phase ends. wait(p) returns once the phase of parity
+// p has ended, so on a fresh barrier wait(1) returns at once. A tile lands in the layout of WgmmaTile; rows outside
+// [0, T) are zeros.
+//
+// SOURCE  PTX ISA, "mbarrier", "cp.async.bulk", "cp.async.bulk.tensor", "setmaxnreg"; CUDA driver API,
+//         cuTensorMapEncodeTiled.
+#pragma once
+#include <cuda.h>
+
+#include "core/cuda/check.h"
+#include "core/tensor.h"
+#include "kernels/common/cuda/wgmma.cuh"
+
+namespace lc::kernels {
+
+inline constexpr int kMapRows = 64, kMapColumns = 64;  // of one copy: a swizzled row is 128 bytes
+
+// The driver's encoder, found through the runtime: nothing links to libcuda.
+inline auto tensor_map_encoder() {
+    static const auto encode = [] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+        LC_CUDA(
+            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result));
+#else
+        LC_CUDA(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result));
+#endif
+        LC_CHECK(result == cudaDriverEntryPointSuccess, "the CUDA driver has no cuTensorMapEncodeTiled");
+        return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+    }();
+    return encode;
+}
+
+// [B,H,T,D] in bf16, not empty, D a multiple of 64 with stride 1, other strides and the start multiples of 16 bytes.
+inline CUtensorMap head_map(const TensorView& x) {
+    cuuint64_t sizes[4], strides[3];
+    for (int i = 0; i < 4; ++i) sizes[i] = static_cast<cuuint64_t>(x.size(3 - i));
+    for (int i = 0; i < 3; ++i)  // an axis of one element may have any stride
+        strides[i] = x.size(2 - i) == 1 ? sizes[0] * 2 : static_cast<cuuint64_t>(x.stride(2 - i)) * 2;
+    const cuuint32_t box[4] = {kMapColumns, kMapRows, 1, 1}, steps[4] = {1, 1, 1, 1};
+    CUtensorMap map;
+    const CUresult result =
+        tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.base + x.layout.offset * 2, sizes, strides,
+                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    LC_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refuses a tensor of shape {} (error {})", x.shape(),
+             static_cast<int>(result));
+    return map;
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+struct Barrier {
+    uint64_t state;
+
+    __device__ __forceinline__ void init(int arrivals) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(arrivals) : "memory");
+    }
+    __device__ __forceinline__ void arrive() {
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&state)) : "memory");
+    }
+    // Arrives, and lets the phase end only after that many bytes.
+    __device__ __forceinline__ void expect(int bytes) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state)), "r"(bytes)
+                     : "memory");
+    }
+    __device__ __forceinline__ void wait(int phase) {
+        asm volatile(
+            "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra "
+            "again;\n}" ::"r"(shared_address(&state)),
+            "r"(phase)
+            : "memory");
+    }
+};
+
+// By the thread that made barriers, before the __syncthreads() that shows them to the others and to the copy engine.
+__device__ __forceinline__ void fence_barriers() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Queues the copy of rows [t, t + Rows) of head (b, h) into a tile. One thread calls; kBytes will arrive at `full`.
+template <int Rows, int Columns>
+__device__ __forceinline__ void copy_tile(const WgmmaTile<Rows, Columns>& tile, const CUtensorMap& map, int t, int h,
+                                          int b, Barrier& full) {
+    static_assert(Rows % kMapRows == 0);
+#pragma unroll
+    for (int column = 0; column < Columns; column += kMapColumns)
+#pragma unroll
+        for (int row = 0; row < Rows; row += kMapRows)
+            asm volatile(
+                "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, "
+                "%4, "
+                "%5}], [%6];" ::"r"(shared_address(tile.data + column / 64 * tile.kPanel + row * 64)),
+                "l"(&map), "r"(column), "r"(t + row), "r"(h), "r"(b), "r"(shared_address(&full.state))
+                : "memory");
+}
+// Queues a plain copy; addresses and bytes are multiples of 16.
+__device__ __forceinline__ void copy_bulk(void* to_shared, const void* from_global, int bytes, Barrier& full) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to_shared)),
+                 "l"(from_global), "r"(bytes), "r"(shared_address(&full.state))
+                 : "memory");
+}
+
+// A warpgroup gives registers back or takes them; the kernel has __launch_bounds__(threads, 1).
+template <int Count>
+__device__ __forceinline__ void shrink_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+}
+template <int Count>
+__device__ __forceinline__ void grow_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+}
+
+// Barriers 1 to 15 among `Threads` threads of the block (0 is __syncthreads): who arrives goes on, who syncs waits.
+template <int Threads>
+__device__ __forceinline__ void named_sync(int id) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
+}
+template <int Threads>
+__device__ __forceinline__ void named_arrive(int id) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(Threads) : "memory");
+}
+
+#endif
+
+}  // namespace lc::kernels
