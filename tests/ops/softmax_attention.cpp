@@ -71,9 +71,17 @@ LC_OP_CASES(softmax_attention) {
     heavy(make("tiles_d64_cache", {1, 2, 2, 70, 201, 64}));
     heavy(make("tiles_d128_cache", {1, 3, 1, 5, 140, 128}));
     heavy(make("tiles_d160", {1, 2, 1, 35, 35, 160}));
+    // Several tiles of queries and keys, whole, cut and off the diagonal.
+    heavy(make("tiles_d64_long", {1, 2, 1, 400, 400, 64}));
+    heavy(make("tiles_d128_long", {1, 4, 2, 256, 256, 128}));
+    heavy(make("tiles_d128_long_cache", {1, 2, 1, 300, 459, 128}));
+    // More tiles than a GPU has multiprocessors.
+    heavy(make("tiles_d64_many", {2, 80, 40, 5, 20, 64}));
+    heavy(make("tiles_d128_many", {1, 300, 150, 3, 70, 128}));
 
     add(as_projected(make("as_projected", {2, 4, 2, 70, 70, 8})));
     heavy(as_projected(make("as_projected_d64", {2, 4, 2, 66, 66, 64})));
+    heavy(as_projected(make("as_projected_d128", {2, 4, 2, 140, 140, 128})));
 
     for (const auto& [name, size] : {std::pair<const char*, Size>{"8x1024_h8_d64", {8, 8, 8, 1024, 1024, 64}},
                                      {"2x1024_h32_kv8_d128", {2, 32, 8, 1024, 1024, 128}},

@@ -1,0 +1,126 @@
+// What the Hopper forms of softmax attention, forward and backward, share: warps with roles, a ring of tiles, the order
+// of work.
+//
+// Two consumer warpgroups multiply; one thread of a third, the producer, keeps a ring of tiles filled. Each stage of
+// the ring has a barrier `full` (the copy has landed) and a barrier `free` (every consumer warp is done with it).
+#pragma once
+#include "kernels/common/cuda/tma.cuh"
+#include "kernels/softmax_attention/softmax_attention_mma.cuh"
+
+namespace lc::kernels {
+
+inline constexpr int kConsumers = 2, kRoles = 3;  // warpgroups
+inline constexpr int kRoleThreads = kRoles * kWarpgroup;
+inline constexpr int kConsumerWarps = kConsumers * kWarpgroup / kWarp;
+inline constexpr int kSharedLimit = 227 * 1024, kTileAlignment = 1024;
+
+// Of the calling thread's current device.
+inline int multiprocessors() {
+    int device = 0, count = 0;
+    LC_CUDA(cudaGetDevice(&device));
+    LC_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+inline constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+__device__ __forceinline__ __nv_bfloat16* aligned_shared(unsigned char* shared) {
+    const uint32_t past = shared_address(shared) % kTileAlignment;
+    return reinterpret_cast<__nv_bfloat16*>(shared + (past == 0 ? 0 : kTileAlignment - past));
+}
+
+// Which stage of a ring comes next, and the parity of its barriers.
+template <int Stages>
+struct Turn {
+    int stage = 0, phase = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == Stages) stage = 0, phase ^= 1;
+    }
+};
+
+// One warp is done with what the barrier guards.
+__device__ __forceinline__ void release(Barrier& free) {
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) free.arrive();
+}
+
+// The same in all threads of a warp, and the compiler knows it.
+__device__ __forceinline__ int warpgroup_index() {
+    return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+}
+// Row of the warpgroup's accumulators that c[0] lies in; c[2] lies eight below.
+__device__ __forceinline__ int accumulator_row() {
+    return threadIdx.x % kWarpgroup / kWarp * 16 + threadIdx.x % kWarp / 4;
+}
+
+// 128 queries of one head.
+struct QueryTile {
+    int b, h, kv, q0;
+    int limit;  // keys that the last of them sees
+};
+
+// f(QueryTile) for this block's share of all tiles: the longest first, and every other round backwards, so that shares
+// are even.
+template <class F>
+__device__ __forceinline__ void for_each_query_tile(const AttentionShape& s, F&& f) {
+    const int heads = static_cast<int>(s.batch * s.heads), tiles = static_cast<int>((s.t + kOwned - 1) / kOwned);
+    const int64_t total = static_cast<int64_t>(heads) * tiles;
+    int64_t start = 0;
+    for (bool backwards = false; start < total; start += gridDim.x, backwards = !backwards) {
+        const int64_t index = start + (backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+        if (index >= total) continue;
+        const int head = static_cast<int>(index % heads), group_heads = static_cast<int>(s.heads);
+        QueryTile tile;
+        tile.q0 = (tiles - 1 - static_cast<int>(index / heads)) * kOwned;
+        tile.b = head / group_heads, tile.h = head % group_heads, tile.kv = tile.h / static_cast<int>(s.group);
+        tile.limit = static_cast<int>(s.visible(min(tile.q0 + static_cast<int64_t>(kOwned), s.t) - 1));
+        f(tile);
+    }
+}
+
+// Elements (half, :) of a thread's two rows of an accumulator, to a row of a gradient.
+template <class T, int D>
+__device__ __forceinline__ void store_row(const HeadTensor& to, int64_t row, float factor, const float (&sum)[D / 2],
+                                          int half) {
+    T* at = reinterpret_cast<T*>(to.base) + row;
+    const int column = threadIdx.x % 4 * 2;
+    if (to.pairs) {
+#pragma unroll
+        for (int j = 0; j < D / 8; ++j) {
+            const float first = factor * sum[4 * j + 2 * half], second = factor * sum[4 * j + 2 * half + 1];
+            if constexpr (sizeof(T) == 4)
+                *reinterpret_cast<float2*>(at + 8 * j + column) = make_float2(first, second);
+            else
+                *reinterpret_cast<uint32_t*>(at + 8 * j + column) = pack_bf16(first, second);
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < D / 4; ++i) {
+        T& place = at[(i / 2 * 8 + column + i % 2) * to.strides[3]];
+        const float value = factor * sum[i / 2 * 4 + 2 * half + i % 2];
+        place = from_float<T>(to.accumulate ? to_float(place) + value : value);
+    }
+}
+
+// to(b, h, first + r, :) = factor * sum, r in the warpgroup's 64 rows
+template <int D>
+__device__ __forceinline__ void store_rows(const HeadTensor& to, int b, int h, int first, int64_t rows, float factor,
+                                           const float (&sum)[D / 2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int i = first + accumulator_row() + 8 * half;
+        if (i >= rows) continue;
+        const int64_t row = to.row(b, h, i);
+        if (to.dtype == DType::f32)
+            store_row<float, D>(to, row, factor, sum, half);
+        else
+            store_row<__nv_bfloat16, D>(to, row, factor, sum, half);
+    }
+}
+
+#endif
+
+}  // namespace lc::kernels
