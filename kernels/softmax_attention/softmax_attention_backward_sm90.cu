@@ -67,9 +67,9 @@ __global__ void rows_kernel(const __grid_constant__ BackwardArgs args) {
 struct BackwardBarriers {
     Barrier owned_full, owned_free, full[kStages], free[kStages];
 
-    __device__ void init() {
-        owned_full.init(1), owned_free.init(kConsumerWarps);
-        for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(kConsumerWarps);
+    __device__ void init(int owned_arrivals, int stage_arrivals) {
+        owned_full.init(1), owned_free.init(owned_arrivals);
+        for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(stage_arrivals);
         fence_barriers();
     }
 };
@@ -136,7 +136,7 @@ __device__ __forceinline__ void consume_dq(const BackwardArgs& args, const Backw
 #pragma unroll
             for (int i = 0; i < 2 * (D / 16); ++i)
                 rows_operand[i % 2][i / 2] = load_wgmma_a(shared.owned(i % 2), 64 * warpgroup, i / 2 * 16);
-            release(barriers.owned_free);
+            barriers.owned_free.arrive();
         }
         const auto multiply = [&](float(&product)[kOther / 2], int which, const WgmmaTile<kOther, D>& keys) {
             if constexpr (kRowsInRegisters<D>)
@@ -239,7 +239,7 @@ __device__ __forceinline__ void consume_dkv(const BackwardArgs& args, const Back
         for (int q0 = tile.first; q0 < tile.queries; q0 += kOther, ring.next()) {
             barriers.full[ring.stage].wait(ring.phase);
             if (k0 > q0 + kOther - 1 + cached) {
-                release(barriers.free[ring.stage]);
+                barriers.free[ring.stage].arrive();
                 continue;
             }
             const auto q = shared.other(ring.stage, 0), dy = shared.other(ring.stage, 1);
@@ -248,7 +248,7 @@ __device__ __forceinline__ void consume_dkv(const BackwardArgs& args, const Back
             multiply_rows<kOther>(p, shared.owned(0), 64 * warpgroup, q);
             wgmma_commit();
             wgmma_wait<1>();  // for the last step, whose operands' registers are needed
-            if (unreleased >= 0) release(barriers.free[unreleased]);
+            if (unreleased >= 0) barriers.free[unreleased].arrive();
             unreleased = ring.stage;
             wgmma_fence();
             multiply_rows<kOther>(ds, shared.owned(1), 64 * warpgroup, dy);
@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(kRoleThreads, 1) dq_kernel(const __grid_consta
     __shared__ BackwardBarriers barriers;
     const BackwardShared<D> shared{aligned_shared(dynamic)};
     const int warpgroup = warpgroup_index();
-    if (threadIdx.x == 0) barriers.init();
+    if (threadIdx.x == 0) barriers.init(kRowsInRegisters<D> ? kConsumerThreads : kConsumerWarps, kConsumerWarps);
     __syncthreads();
     if (warpgroup == kConsumers) {
         shrink_registers<kProducerRegisters>();
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kRoleThreads, 1) dkv_kernel(const __grid_const
     __shared__ alignas(16) float rows[kStages * kRowFloats];
     const BackwardShared<D> shared{aligned_shared(dynamic)};
     const int warpgroup = warpgroup_index();
-    if (threadIdx.x == 0) barriers.init();
+    if (threadIdx.x == 0) barriers.init(kConsumerWarps, kConsumerThreads);
     __syncthreads();
     if (warpgroup == kConsumers) {
         shrink_registers<kProducerRegisters>();

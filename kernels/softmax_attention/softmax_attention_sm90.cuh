@@ -2,7 +2,9 @@
 // of work.
 //
 // Two consumer warpgroups multiply; one thread of a third, the producer, keeps a ring of tiles filled. Each stage of
-// the ring has a barrier `full` (the copy has landed) and a barrier `free` (every consumer warp is done with it).
+// the ring has a barrier `full` (the copy has landed) and a barrier `free` (every consumer is done with the tile). At
+// `free` one thread of each warp arrives (release) where wgmma alone reads the tile, and every thread where ordinary
+// loads do: compute-sanitizer's racecheck cannot follow the former.
 #pragma once
 #include "kernels/common/cuda/tma.cuh"
 #include "kernels/softmax_attention/softmax_attention_mma.cuh"
@@ -11,7 +13,7 @@ namespace lc::kernels {
 
 inline constexpr int kConsumers = 2, kRoles = 3;  // warpgroups
 inline constexpr int kRoleThreads = kRoles * kWarpgroup;
-inline constexpr int kConsumerWarps = kConsumers * kWarpgroup / kWarp;
+inline constexpr int kConsumerThreads = kConsumers * kWarpgroup, kConsumerWarps = kConsumerThreads / kWarp;
 inline constexpr int kSharedLimit = 227 * 1024, kTileAlignment = 1024;
 
 // Of the calling thread's current device.
@@ -40,7 +42,7 @@ struct Turn {
     }
 };
 
-// One warp is done with what the barrier guards.
+// One warp is done with the tile.
 __device__ __forceinline__ void release(Barrier& free) {
     __syncwarp();
     if (threadIdx.x % kWarp == 0) free.arrive();
