@@ -1,6 +1,5 @@
 #include "autograd/ops/lora_linear.h"
 
-#include "autograd/ops/scale.h"
 #include "tests/ops/op_case.h"
 
 namespace lc::testing {
@@ -35,29 +34,6 @@ LC_OP_CASES(lora_linear) {
     add(make("rank8", {3, 19, 33}, 31, 8, 0.5));
     add(make("rank8_real_widths", {37, 128}, 192, 8, 2.0));
     add(make("zero_scale", {4, 6}, 5, 2, 0.0));
-    // What the GPU's low-rank kernels tile: each number of ranks, and ends of rows, columns, strips and slices.
-    for (const auto& [variant, x, out, rank] : {std::tuple{"rank8_one_row", Shape{1, 8}, 8, 8},
-                                                {"rank8_wide", Shape{36, 1288}, 1096, 8},
-                                                {"rank8_long", Shape{1000, 264}, 136, 8},
-                                                {"rank16", Shape{3, 41, 136}, 200, 16},
-                                                {"rank24", Shape{70, 72}, 264, 24},
-                                                {"rank32", Shape{33, 64}, 64, 32},
-                                                {"rank64", Shape{130, 128}, 72, 64},
-                                                {"rank72", Shape{19, 32}, 40, 72}}) {
-        OpCase c = make(variant, x, out, rank, 2.0);
-        c.heavy = true;
-        add(c);
-    }
-    // An activation that two layers read: the second one's gradient is added to the first one's, in the activation's dtype.
-    for (const int64_t rank : {8, 32}) {
-        OpCase c = make(fmt::format("shared_x_rank{}", rank), {45, 88}, 96, rank, 2.0);
-        c.run = [](const Tensors& in) -> Tensors {
-            const Tensor x = scale(in[0], 1.0);
-            return {lora_linear(x, in[1], in[2], in[3], 2.0), lora_linear(x, in[1], in[2], in[3], -0.5)};
-        };
-        c.heavy = true;
-        add(c);
-    }
     using namespace llama8b;
     const auto add_bench = [](std::string variant, int64_t rows, int64_t in, int64_t out, Bench bench) {
         OpCase c = make(std::move(variant), {rows, in}, out, kLoraRank, 2.0);
