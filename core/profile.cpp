@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 
@@ -43,6 +44,12 @@ void profile_reset() {
 }
 
 void profile_count(std::string_view name) {
+    constexpr std::string_view kFallback = "fallback ";
+    if (name.starts_with(kFallback)) {
+        const char* strict = std::getenv("LC_STRICT");
+        LC_REQUIRE(Resource, strict == nullptr || std::string_view(strict) != "1",
+                   "{}: no fast path covers this case (LC_STRICT=1 forbids the slower one)", name.substr(kFallback.size()));
+    }
     if (profile_enabled()) record(name, 0, 0, 0);
 }
 

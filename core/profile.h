@@ -29,6 +29,8 @@ struct ProfileEntry {
 void profile_enable(bool on, Device device = {});
 bool profile_enabled();
 void profile_reset();
+// Counts while profiling. A name "fallback <op>" says that a front door took a slower way because the fast one does not cover the
+// case: with LC_STRICT=1 in the environment that is an error, profiling or not.
 void profile_count(std::string_view name);
 std::vector<ProfileEntry> profile_entries();  // longest first
 std::string profile_table(double wall_seconds);
