@@ -8,6 +8,8 @@
 // SOURCE   derived here.
 #include "kernels/hybrid_attention/hybrid_fused.cuh"
 
+#include <array>
+#include <atomic>
 #include <limits>
 
 #include "kernels/hybrid_attention/hybrid_fused.h"
@@ -23,6 +25,18 @@ bool is_dense(const TensorView& x) {
 }
 bool is_narrow_or_float(DType dtype) {
     return dtype == DType::bf16 || dtype == DType::f32;
+}
+
+bool device_fits(Device device) {
+    static std::array<std::atomic<int>, 64> most{};  // bytes a block may ask for, by device
+    if (device.index < 0 || device.index >= static_cast<int>(most.size())) return false;
+    std::atomic<int>& bytes = most[device.index];
+    if (bytes == 0) {
+        int value = 0;
+        LC_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index));
+        bytes = value;
+    }
+    return bytes >= kFusedSharedBytes;
 }
 
 }  // namespace
@@ -81,7 +95,7 @@ bool hybrid_fused_covers(const HybridAttentionForward& a) {
         if (!is_dense(w) || !is_narrow_or_float(w.dtype)) return false;
     for (const TensorView& state : {a.s_out, a.z_out})
         if (state && (!is_dense(state) || state.dtype != DType::f32)) return false;
-    return softmax_attention_has_sm90();
+    return device_fits(a.q.device);
 }
 
 bool hybrid_fused_covers(const HybridAttentionBackward& a) {

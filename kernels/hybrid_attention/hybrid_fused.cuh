@@ -1,14 +1,14 @@
 // What the fused kernels (hybrid_fused.h) are given and how they see it: arguments, the place of a thread block, shared memory.
 // The steps that they share: hybrid_fused_steps.cuh.
 #pragma once
+#include "kernels/common/cuda/mma.cuh"
 #include "kernels/hybrid_attention/hybrid_attention.h"
-#include "kernels/hybrid_attention/hybrid_fused_product.cuh"
 #include "kernels/hybrid_attention/hybrid_mix.cuh"
 #include "kernels/softmax_attention/softmax_attention_mma.cuh"
 
 namespace lc::kernels {
 
-inline constexpr int kFusedThreads = 2 * kWarpgroup, kWarps = kFusedThreads / kWarp;
+inline constexpr int kFusedThreads = 256, kWarps = kFusedThreads / kWarp;
 inline constexpr int kFusedRows = 64;                     // w: positions of a block
 inline constexpr int kFusedMap = 64;                      // F
 inline constexpr int kFusedFeatures = 2 * kFusedMap;      // F'
@@ -83,87 +83,21 @@ struct FusedHead {
           hs(h / (s.heads / s.maps)) {}
 };
 
-__device__ inline float log2_gamma_of(const FusedInputs& in, const FusedHead& head) {
-    return log2f(fmaxf(DeviceMix(in.mix_logit, in.spec, head.h).gamma, kLeastGamma));
-}
-
-// --- shared memory ---
-
-template <int D>
-using RowTile = WgmmaTile<kFusedRows, D>;  // a block of q, k, v or dN
-template <int D>
-using StateTile = WgmmaTile<kFusedFeatures, D>;
-template <int D>
-using MapTile = WgmmaTile<D, kFusedMap>;
-using FeatureTile = WgmmaTile<kFusedRows, kFusedFeatures>;  // phi of a block
-using WindowWeights =
-    WgmmaTile<kFusedRows, 2 * kFusedRows>;  // of a block's rows: keys of the block before, then their own
-using DuTile = WgmmaTile<kFusedRows, kFusedMap>;
-
-// Hands out the shared memory of a block piece by piece: tiles first, they begin at multiples of 1024 bytes.
+// Hands out the shared memory of a block piece by piece.
 struct SharedRoom {
     unsigned char* next;
-    template <class Tile>
-    __device__ __forceinline__ Tile tiles(int count = 1) {
-        const Tile result{reinterpret_cast<__nv_bfloat16*>(next)};
-        next += count * Tile::kBytes;
+    template <int Columns>
+    __device__ __forceinline__ SharedTile<Columns> tile(int rows) {
+        const SharedTile<Columns> result{reinterpret_cast<__nv_bfloat16*>(next)};
+        next += SharedTile<Columns>::bytes(rows);
         return result;
     }
-    template <class T = float>
-    __device__ __forceinline__ T* numbers(int count) {
-        T* result = reinterpret_cast<T*>(next);
-        next += count * sizeof(T);
+    __device__ __forceinline__ float* floats(int count) {
+        float* result = reinterpret_cast<float*>(next);
+        next += count * sizeof(float);
         return result;
     }
 };
-template <class Tile>
-__device__ __forceinline__ Tile nth_tile(const Tile& first, int n) {
-    return {first.data + n * (Tile::kBytes / 2)};
-}
-template <class Tile>
-__device__ __forceinline__ Tile either(bool first, const Tile& a, const Tile& b) {
-    return {first ? a.data : b.data};
-}
-
-// f(row, column) for this thread's chunks of eight elements of a tile.
-template <class Tile, class F>
-__device__ __forceinline__ void each_chunk(F&& f) {
-    constexpr int kChunks = Tile::kColumns / 8;
-    static_assert(Tile::kRows * kChunks % kFusedThreads == 0);
-#pragma unroll
-    for (int i = 0; i < Tile::kRows * kChunks / kFusedThreads; ++i) {
-        const int chunk = i * kFusedThreads + static_cast<int>(threadIdx.x);
-        f(chunk / kChunks, chunk % kChunks * 8);
-    }
-}
-
-// Queues the copy of block b of a head; zeros where there is none.
-template <int D>
-__device__ __forceinline__ void copy_block(const RowTile<D>& tile, const __nv_bfloat16* head, int64_t stride, int b,
-                                           int length) {
-    each_chunk<RowTile<D>>([&](int row, int column) {
-        const int t = b * kFusedRows + row;
-        const bool valid = b >= 0 && t < length;
-        copy_async(tile.chunk(row, column), head + (valid ? t * stride + column : 0), valid);
-    });
-}
-
-// W of one head, rounded to bf16.
-template <int D>
-__device__ __forceinline__ void load_map(const MapTile<D>& tile, const MapWeights& w, int head) {
-    each_chunk<MapTile<D>>([&](int row, int column) {
-        const int64_t from = (int64_t{head} * D + row) * kFusedMap + column;
-        uint4 values;
-        if (w.dtype == DType::bf16) {
-            values = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(w.data) + from);
-        } else {
-            const float4* wide = reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + from);
-            const float4 a = wide[0], b = wide[1];
-            values = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
-        }
-        *reinterpret_cast<uint4*>(tile.chunk(row, column)) = values;
-    });
-}
 
 // --- where a thread stands ---
 
@@ -175,6 +109,50 @@ __device__ __forceinline__ int quad_row() {  // g of mma.cuh
 }
 __device__ __forceinline__ int quad_lane() {  // t of mma.cuh
     return threadIdx.x % 4;
+}
+
+// --- tiles ---
+
+// The n-th of several tiles that lie one after the other.
+template <int Columns>
+__device__ __forceinline__ SharedTile<Columns> nth_tile(const SharedTile<Columns>& first, int n,
+                                                        int rows = kFusedRows) {
+    return {first.data + n * rows * Columns};
+}
+
+// Queues the copy of block b of a head; zeros where there is none.
+template <int D>
+__device__ __forceinline__ void copy_block(const SharedTile<D>& tile, const __nv_bfloat16* head, int64_t stride, int b,
+                                           int length) {
+    copy_tile_async<kFusedRows, kFusedThreads>(tile, head, stride, b < 0 ? 0 : int64_t{b} * kFusedRows,
+                                               b < 0 ? 0 : length);
+}
+
+// W of one head, rounded to bf16.
+template <int D>
+__device__ __forceinline__ void load_map(const SharedTile<kFusedMap>& tile, const MapWeights& w, int head) {
+    constexpr int kChunks = kFusedMap / 8;
+#pragma unroll
+    for (int i = 0; i < D * kChunks / kFusedThreads; ++i) {
+        const int chunk = i * kFusedThreads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
+                  column = chunk % kChunks * 8;
+        const int64_t from = (int64_t{head} * D + row) * kFusedMap + column;
+        uint4 values;
+        if (w.dtype == DType::bf16) {
+            values = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(w.data) + from);
+        } else {
+            const float4* wide = reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + from);
+            const float4 a = wide[0], b = wide[1];
+            values = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
+        }
+        *reinterpret_cast<uint4*>(tile.chunk(row, column)) = values;
+    }
+}
+
+// Elements (row, column), (row, column + 1) of a tile, column even.
+template <int Columns>
+__device__ __forceinline__ uint32_t& pair_at(const SharedTile<Columns>& tile, int row, int column) {
+    return *reinterpret_cast<uint32_t*>(tile.at(row, column));
 }
 
 }  // namespace lc::kernels

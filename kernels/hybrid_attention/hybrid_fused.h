@@ -5,7 +5,7 @@
 //   maps            softmax_dim without bias or skip, F = 64, dense, bf16 or f32; a map for each query or KV head
 //   window          terraced, w = 64, lambda = 1
 //   positions       a whole sequence: Tk = T, first_key = 0, no state handed in; s_out, z_out dense if wanted
-//   device          one that runs code for sm_90a: Hopper
+//   device          enough shared memory for one block (kFusedSharedBytes)
 #pragma once
 #include "kernels/hybrid_attention/hybrid_attention.h"
 

@@ -1,164 +1,139 @@
 // The steps that the fused kernels share.
 //
-// TILING  A thread block of two warpgroups walks one query head of one batch entry, in blocks of 64 positions (= w). A product
-//         has 64 rows a warpgroup, 16 a warp, and lies in registers as wgmma.cuh draws it; warpgroup w has
+// TILING  A thread block of 8 warps walks one query head of one batch entry, in blocks of 64 positions (= w). Of a product
+//         [64 or 128 rows, N] a warp owns
 //
-//           maps         all of u of one tile: queries (0) or keys (1)
-//           scores       64 queries x 64 keys: of the block before (0), of their own (1)       WindowTile
-//           outputs      64 rows x D/2 columns: y, dq, dk, dv                                  OutputTile
-//           states       64 features (0: positive, 1: negative) x D, f32, for the whole walk   FeatureSums
-//           dphi, du     64 rows x 32 features of both signs                                   FeatureGradient
-//           dW           D/2 rows (D = 64: columns), f32, for the whole walk                   MapGradient
+//           scores       16 queries x 64 keys: warp w has rows 16 (w % 4), side w / 4: keys of the block before | their own
+//           maps         16 rows x all of u, so that a row's softmax stays in four lanes
+//           outputs      32 rows x D/4 columns: y, dq, dk, dv   (OutputTile)
+//           states       16 features x D: features 8w .. 8w+7 of either sign, in f32 registers for the whole walk (FeatureSums)
+//           dphi, du     64 rows x the same 16 features          (FeatureGradient)
+//           dW           16 of D x F (D = 64: x F/2), in f32 registers for the whole walk        (MapGradient)
 //
-//         Where a state is an operand, a bf16 copy in shared memory stands for it.
+//         A state S [F', D] in registers is at once the operand of dN S^T; phi S reads a bf16 copy in shared memory.
 #pragma once
 #include "kernels/hybrid_attention/hybrid_fused.cuh"
 
 namespace lc::kernels {
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-// This thread's numbers among its warpgroup's 64 rows: in rows row and row + 8, pairs of columns 8 n + column and the next. Each
-// step makes its own: addresses made of it are then no invariants of the walk, which would fill the registers.
-struct Place {
-    int row, column;
-    __device__ __forceinline__ Place() {
-        int t = static_cast<int>(threadIdx.x);
-        asm volatile("" : "+r"(t));
-        row = t % kWarpgroup / kWarp * 16 + t % kWarp / 4, column = t % 4 * 2;
-    }
-    // f(half, row)
-    template <class F>
-    __device__ __forceinline__ void each_row(F&& f) const {
+// c [16 M, 8 N] += A B over K;  a(m, k) and b(n, k) give the operands that begin there.
+template <int K, int M, int N, class LoadA, class LoadB>
+__device__ __forceinline__ void multiply(Accumulator (&c)[M][N], LoadA&& a, LoadB&& b) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) f(half, row + 8 * half);
+    for (int k = 0; k < K; k += 16) {
+        FragmentA left[M];
+#pragma unroll
+        for (int i = 0; i < M; ++i) left[i] = a(16 * i, k);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            const FragmentB right = b(8 * n, k);
+#pragma unroll
+            for (int i = 0; i < M; ++i) mma(c[i][n], left[i], right, 0), mma(c[i][n + 1], left[i], right, 1);
+        }
     }
-};
-// The n-th pair of a row in an accumulator.
-template <int Count>
-__device__ __forceinline__ float* pair_of(float (&c)[Count], int half, int n) {
-    return c + 4 * n + 2 * half;
 }
-template <int Count>
-__device__ __forceinline__ const float* pair_of(const float (&c)[Count], int half, int n) {
-    return c + 4 * n + 2 * half;
-}
-// The same pairs in a tile, as bf16, from a row (a multiple of 8) and a column (of 8) on. Bits 4-6 of an address are the chunk's
-// place in its 128 bytes, and nothing else: to move by n chunks is to flip bits.
-template <class Tile>
-struct TilePairs {
-    uint32_t base;
-    __device__ __forceinline__ TilePairs(const Tile& tile, const Place& place, int row = 0, int column = 0)
-        : base(shared_address(tile.data) + column / 64 * (2 * Tile::kPanel) + (row + place.row) * 128 +
-               ((place.row ^ (column / 8)) % 8 * 16 + 2 * place.column)) {}
-    __device__ __forceinline__ uint32_t address(int half, int n) const {
-        return (base ^ (n % 8 * 16)) + n / 8 * (2 * Tile::kPanel) + half * 1024;
-    }
-    __device__ __forceinline__ float2 load(int half, int n) const { return unpack_bf16(load_shared(address(half, n))); }
-    __device__ __forceinline__ void store(int half, int n, uint32_t pair) const {
-        store_shared(address(half, n), pair);
-    }
-};
-template <class Tile>
-TilePairs(const Tile&, const Place&, int, int) -> TilePairs<Tile>;
 
 // --- feature maps ---
 
-// u = x W; may be read after wait_products.
+// phi of rows row .. row + 15 of x goes to the same rows of phi, rounded to bf16; with z, far = phi . z of each row as rounded.
 template <int D>
-__device__ __forceinline__ void multiply_map(float (&u)[kFusedMap / 2], const RowTile<D>& x, const MapTile<D>& w) {
-    begin_products();
-    multiply<D, Major::MN>(u, x, 0, w, 0, false);
-    end_products();
-}
-// phi of this warp's rows from u = x W, rounded to bf16; with z, far = phi . z of each row as rounded.
-__device__ __forceinline__ void map_rows(float (&u)[kFusedMap / 2], const FeatureTile& phi, const float* z,
-                                         float* far) {
+__device__ __forceinline__ void map_rows(const SharedTile<D>& x, int row, const SharedTile<kFusedMap>& w,
+                                         const SharedTile<kFusedFeatures>& phi, const float* z, float* far) {
     constexpr float kLeast = static_cast<float>(kFeatureEpsilon);
-    constexpr int kPairs = kFusedMap / 8;
-    const Place place;
-    const TilePairs out(phi, place);
-    place.each_row([&](int half, int row) {
+    const int t = quad_lane();
+    Accumulator u[1][kFusedMap / 8] = {};
+    multiply<D>(
+        u, [&](int m, int k) { return load_a(x, row + m, k); },
+        [&](int n, int k) { return load_b_transposed(w, n, k); });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int r = row + 8 * half + quad_row();
         float high = -INFINITY, low = INFINITY;
 #pragma unroll
-        for (int n = 0; n < kPairs; ++n) {
-            const float* x = pair_of(u, half, n);
-            high = fmaxf(high, fmaxf(x[0], x[1])), low = fminf(low, fminf(x[0], x[1]));
-        }
-        high = quad_max(high) * kLog2E, low = -quad_max(-low) * kLog2E;
-        float2 p[kPairs];
-        float sum_p = 0, sum_n = 0;
+        for (int n = 0; n < kFusedMap / 8; ++n)
 #pragma unroll
-        for (int n = 0; n < kPairs; ++n) {
-            float* x = pair_of(u, half, n);
-            p[n] = make_float2(exp2_approx(fmaf(x[0], kLog2E, -high)), exp2_approx(fmaf(x[1], kLog2E, -high)));
-            x[0] = exp2_approx(fmaf(x[0], -kLog2E, low)), x[1] = exp2_approx(fmaf(x[1], -kLog2E, low));
-            sum_p += p[n].x + p[n].y, sum_n += x[0] + x[1];
-        }
+            for (int e = 0; e < 2; ++e)
+                high = fmaxf(high, u[0][n].c[2 * half + e]), low = fminf(low, u[0][n].c[2 * half + e]);
+        high = quad_max(high), low = -quad_max(-low);
+        float p[kFusedMap / 4], sum_p = 0, sum_n = 0;
+#pragma unroll
+        for (int n = 0; n < kFusedMap / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                float& value = u[0][n].c[2 * half + e];
+                p[2 * n + e] = exp2_approx((value - high) * kLog2E);
+                value = exp2_approx((low - value) * kLog2E);
+                sum_p += p[2 * n + e], sum_n += value;
+            }
         const float scale_p = 1 / quad_sum(sum_p), scale_n = 1 / quad_sum(sum_n);
         float dot = 0;
 #pragma unroll
-        for (int n = 0; n < kPairs; ++n) {
-            const float* x = pair_of(u, half, n);
-            const int column = 8 * n + place.column;
-            const uint32_t pair_p = pack_bf16(fmaxf(scale_p * p[n].x, kLeast), fmaxf(scale_p * p[n].y, kLeast));
-            const uint32_t pair_n = pack_bf16(fmaxf(scale_n * x[0], kLeast), fmaxf(scale_n * x[1], kLeast));
-            out.store(half, n, pair_p), out.store(half, kFusedMap / 8 + n, pair_n);
+        for (int n = 0; n < kFusedMap / 8; ++n) {
+            const float* negative = &u[0][n].c[2 * half];
+            const uint32_t pair_p = pack_bf16(fmaxf(scale_p * p[2 * n], kLeast), fmaxf(scale_p * p[2 * n + 1], kLeast));
+            const uint32_t pair_n =
+                pack_bf16(fmaxf(scale_n * negative[0], kLeast), fmaxf(scale_n * negative[1], kLeast));
+            pair_at(phi, r, 8 * n + 2 * t) = pair_p;
+            pair_at(phi, r, kFusedMap + 8 * n + 2 * t) = pair_n;
             if (!z) continue;
             const float2 a = unpack_bf16(pair_p), b = unpack_bf16(pair_n);
-            const float2 za = *reinterpret_cast<const float2*>(z + column);
-            const float2 zb = *reinterpret_cast<const float2*>(z + kFusedMap + column);
+            const float2 za = *reinterpret_cast<const float2*>(z + 8 * n + 2 * t);
+            const float2 zb = *reinterpret_cast<const float2*>(z + kFusedMap + 8 * n + 2 * t);
             dot += a.x * za.x + a.y * za.y + b.x * zb.x + b.y * zb.y;
         }
-        if (!z) return;
+        if (!z) continue;
         dot = quad_sum(dot);
-        if (quad_lane() == 0) far[row] = dot;
-    });
+        if (t == 0) far[r] = dot;
+    }
 }
 
 // Sum over positions of phi^T x [F',D] and of phi^T weights [F']: a state, or the gradient of one. This warp's 16 features.
 template <int D>
 struct FeatureSums {
-    float c[D / 2] = {};
+    Accumulator c[1][D / 8] = {};
     Accumulator total = {};  // columns 0 and 1 add up to phi^T weights
-    FragmentA left[kFusedRows / 16];
 
-    // Adds a block; done after wait_products<..>(c, left). weights(k): the operand [16, 8] whose columns 0 and 1 add up to the
-    // weights of positions k .. k + 15.
+    static __device__ __forceinline__ int feature(int half) { return half * kFusedMap + 8 * warp_index() + quad_row(); }
+
+    // weights(k): the operand [16, 8] whose columns 0 and 1 add up to the weights of positions k .. k + 15.
     template <class Weights>
-    __device__ __forceinline__ void add(const FeatureTile& phi, const RowTile<D>& x, Weights&& weights) {
-        load_transposed<kFusedRows>(left, phi, 0, warpgroup() * kFusedMap);
+    __device__ __forceinline__ void add(const SharedTile<kFusedFeatures>& phi, const SharedTile<D>& x,
+                                        Weights&& weights) {
+        const int lane = threadIdx.x % kWarp;
 #pragma unroll
-        for (int k = 0; k < kFusedRows; k += 16) mma(total, left[k / 16], weights(k), 0);
-        begin_products();
-        multiply_transposed<kFusedRows, Major::MN>(c, left, x, 0, true);
-        end_products();
+        for (int k = 0; k < kFusedRows; k += 16) {
+            FragmentA a;  // as load_a_transposed, rows 8 .. 15 from the negative half
+            ldmatrix_transposed(a.r,
+                                phi.chunk(k + lane % 8 + lane / 16 * 8, 8 * warp_index() + lane / 8 % 2 * kFusedMap));
+#pragma unroll
+            for (int n = 0; n < D / 8; n += 2) {
+                const FragmentB b = load_b_transposed(x, 8 * n, k);
+                mma(c[0][n], a, b, 0), mma(c[0][n + 1], a, b, 1);
+            }
+            mma(total, a, weights(k), 0);
+        }
     }
     __device__ __forceinline__ void put_total(float* to) const {
         if (quad_lane() != 0) return;
-        Place().each_row(
-            [&](int half, int row) { to[warpgroup() * kFusedMap + row] = total.c[2 * half] + total.c[2 * half + 1]; });
+#pragma unroll
+        for (int half = 0; half < 2; ++half) to[feature(half)] = total.c[2 * half] + total.c[2 * half + 1];
     }
     // A bf16 copy [F',D].
-    __device__ __forceinline__ void publish(const StateTile<D>& copy) const {
-        const Place place;
-        const TilePairs out(copy, place, warpgroup() * kFusedMap, 0);
-        place.each_row([&](int half, int) {
+    __device__ __forceinline__ void publish(const SharedTile<D>& copy) const {
 #pragma unroll
-            for (int n = 0; n < D / 8; ++n) {
-                const float* x = pair_of(c, half, n);
-                out.store(half, n, pack_bf16(x[0], x[1]));
-            }
-        });
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                pair_at(copy, feature(half), 8 * n + 2 * quad_lane()) =
+                    pack_bf16(c[0][n].c[2 * half], c[0][n].c[2 * half + 1]);
     }
 };
 
-// Weights for FeatureSums::add: all 1, or all 0.
+// Weights for FeatureSums::add: all 1.
 struct UnitWeights {
-    bool one;
     __device__ __forceinline__ FragmentB operator()(int) const {
-        const uint32_t pair = one && quad_row() == 0 ? 0x3f803f80u : 0u;
-        return {{pair, pair, 0, 0}};
+        const uint32_t ones = quad_row() == 0 ? 0x3f803f80u : 0u;
+        return {{ones, ones, 0, 0}};
     }
 };
 // f32 numbers: column 0 has them rounded to bf16, column 1 what that took away.
@@ -175,222 +150,248 @@ struct SplitWeights {
     }
 };
 
-// dphi of 64 rows, this warpgroup's 32 features of either sign. And back through the softmaxes:
-// du = p (g+ - <p,g+>) - n (g- - <n,g->), where clamped features have no g.
+// dphi of 64 rows, this warp's 16 features: column tile 0 the positive ones, tile 1 the negative ones. And back through the
+// softmaxes: du = p (g+ - <p,g+>) - n (g- - <n,g->), where clamped features have no g.
 struct FeatureGradient {
-    float g[2][kFusedMap / 4];  // positive, negative
+    static constexpr int kDots = 2 * kWarps;  // floats a row in `dots`: each warp's share of <p,g+>, then of <n,g->
+    Accumulator c[4][2] = {};
 
-    // g = x state^T; may be read after wait_products<..>(g[0], g[1])
+    // c = x sums^T
     template <int D>
-    __device__ __forceinline__ void multiply_state(const RowTile<D>& x, const StateTile<D>& state) {
-        begin_products();
-#pragma unroll
-        for (int sign = 0; sign < 2; ++sign)
-            multiply<D, Major::K>(g[sign], x, 0, state, sign * kFusedMap + warpgroup() * (kFusedMap / 2), false);
-        end_products();
+    __device__ __forceinline__ void multiply_sums(const SharedTile<D>& x, const FeatureSums<D>& sums) {
+        multiply<D>(
+            c, [&](int m, int k) { return load_a(x, m, k); },
+            [&](int, int k) { return as_b(sums.c[0][k / 8], sums.c[0][k / 8 + 1]); });
     }
-    // g += factor(row) total[feature]; shares of <p,g+> and <n,g-> go to dots[row] = (p of either warpgroup, n of either).
+    // c += factor(row) total[feature]
     template <class Factor>
-    __device__ __forceinline__ void put_dots(const float* total, Factor&& factor, const FeatureTile& phi,
-                                             float4* dots) {
-        const Place place;
-        const int first = warpgroup() * (kFusedMap / 2);
-        const TilePairs values(phi, place, 0, first);
-        place.each_row([&](int half, int row) {
+    __device__ __forceinline__ void add_total(const float* total, Factor&& factor) {
+        const float2 ends[2] = {total_at(total, 0), total_at(total, 1)};
+        each_row([&](int i, int half, int row) {
             const float x = factor(row);
 #pragma unroll
-            for (int sign = 0; sign < 2; ++sign) {
-                float dot = 0;
-#pragma unroll
-                for (int n = 0; n < kFusedMap / 16; ++n) {
-                    float* to = pair_of(g[sign], half, n);
-                    const float2 end =
-                        *reinterpret_cast<const float2*>(total + sign * kFusedMap + first + 8 * n + place.column);
-                    const float2 value = values.load(half, sign * (kFusedMap / 8) + n);
-                    to[0] = is_live(value.x) ? fmaf(x, end.x, to[0]) : 0.0f;
-                    to[1] = is_live(value.y) ? fmaf(x, end.y, to[1]) : 0.0f;
-                    dot = fmaf(value.x, to[0], fmaf(value.y, to[1], dot));
-                }
-                dot = quad_sum(dot);
-                if (quad_lane() == sign) reinterpret_cast<float*>(dots + row)[2 * sign + warpgroup()] = dot;
+            for (int n = 0; n < 2; ++n) {
+                float* g = &c[i][n].c[2 * half];
+                g[0] = fmaf(x, ends[n].x, g[0]), g[1] = fmaf(x, ends[n].y, g[1]);
             }
         });
     }
-    // After a barrier.
-    __device__ __forceinline__ void put_du(const FeatureTile& phi, const float4* dots, const DuTile& du) const {
-        const Place place;
-        const TilePairs values(phi, place, 0, warpgroup() * (kFusedMap / 2));
-        const TilePairs out(du, place, 0, warpgroup() * (kFusedMap / 2));
-        place.each_row([&](int half, int row) {
-            const float4 parts = dots[row];
-            const float dot_p = parts.x + parts.y, dot_n = parts.z + parts.w;
+    __device__ __forceinline__ void put_dots(const SharedTile<kFusedFeatures>& phi, float* dots) {
+        each_row([&](int i, int half, int row) {
 #pragma unroll
-            for (int n = 0; n < kFusedMap / 16; ++n) {
-                const float *gp = pair_of(g[0], half, n), *gn = pair_of(g[1], half, n);
-                const float2 p = values.load(half, n), m = values.load(half, kFusedMap / 8 + n);
-                out.store(half, n,
-                          pack_bf16(p.x * (gp[0] - dot_p) - m.x * (gn[0] - dot_n),
-                                    p.y * (gp[1] - dot_p) - m.y * (gn[1] - dot_n)));
+            for (int n = 0; n < 2; ++n) {
+                const float2 value = unpack_bf16(phi_at(phi, row, n));
+                float* g = &c[i][n].c[2 * half];
+                if (!is_live(value.x)) g[0] = 0;
+                if (!is_live(value.y)) g[1] = 0;
+                const float dot = quad_sum(value.x * g[0] + value.y * g[1]);
+                if (quad_lane() == n) dots[row * kDots + n * kWarps + warp_index()] = dot;
             }
         });
     }
-    // D of a row.
-    static __device__ __forceinline__ float row_sum(const float4& parts) {
-        return -((parts.x + parts.y) + (parts.z + parts.w));
+    // After a barrier: du of this warp's columns.
+    __device__ __forceinline__ void put_du(const SharedTile<kFusedFeatures>& phi, const float* dots,
+                                           const SharedTile<kFusedMap>& du) const {
+        each_row([&](int i, int half, int row) {
+            float2 sum = make_float2(0, 0);
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                const float2 value = unpack_bf16(phi_at(phi, row, n));
+                const float* g = &c[i][n].c[2 * half];
+                const float dot = total_dot(dots, row, n), sign = n == 0 ? 1.0f : -1.0f;
+                sum.x += sign * value.x * (g[0] - dot), sum.y += sign * value.y * (g[1] - dot);
+            }
+            pair_at(du, row, column()) = pack_bf16(sum.x, sum.y);
+        });
+    }
+    // <p,g+> or <n,g-> of a row.
+    static __device__ __forceinline__ float total_dot(const float* dots, int row, int n) {
+        const float4* parts = reinterpret_cast<const float4*>(dots + row * kDots + n * kWarps);
+        const float4 a = parts[0], b = parts[1];
+        return ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w));
     }
 
   private:
+    static __device__ __forceinline__ int column() {
+        return 8 * warp_index() + 2 * quad_lane();
+    }
+    static __device__ __forceinline__ float2 total_at(const float* total, int n) {
+        return *reinterpret_cast<const float2*>(total + n * kFusedMap + column());
+    }
+    static __device__ __forceinline__ uint32_t phi_at(const SharedTile<kFusedFeatures>& phi, int row, int n) {
+        return pair_at(phi, row, n * kFusedMap + column());
+    }
     static __device__ __forceinline__ bool is_live(float value) {
         return value > unpack_bf16(pack_bf16(static_cast<float>(kFeatureEpsilon), 0)).x;
     }
+    template <class F>
+    static __device__ __forceinline__ void each_row(F&& f) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) f(i, half, 16 * i + 8 * half + quad_row());
+    }
 };
 
-// dW [D,F] += x^T du over the blocks of a walk. D = 128: this warpgroup's 64 rows; D = 64: its 32 columns.
+// dW [D,F] += x^T du over the blocks of a walk.
 template <int D>
 struct MapGradient {
-    static constexpr int kColumns = D / 2;
-    float c[kColumns / 2] = {};
-    FragmentA left[kFusedRows / 16];
+    Accumulator c[1][D / 16] = {};
+    static constexpr int kGroups = D / 16;  // warps that share the rows of D
 
-    static __device__ __forceinline__ int row0() { return D == 128 ? warpgroup() * 64 : 0; }
-    static __device__ __forceinline__ int column0() { return D == 128 ? 0 : warpgroup() * kColumns; }
-    // The block's x, ahead of its du.
-    __device__ __forceinline__ void load(const RowTile<D>& x) { load_transposed<kFusedRows>(left, x, 0, row0()); }
-    // Done after wait_products<..>(c, left).
-    __device__ __forceinline__ void add(const DuTile& du) {
-        begin_products();
-        multiply_transposed<kFusedRows, Major::MN>(c, left, du, column0(), true);
-        end_products();
+    static __device__ __forceinline__ int row() { return warp_index() % kGroups * 16; }
+    static __device__ __forceinline__ int column() { return warp_index() / kGroups * (D / 2); }
+    __device__ __forceinline__ void add(const SharedTile<D>& x, const SharedTile<kFusedMap>& du) {
+        multiply<kFusedRows>(
+            c, [&](int, int k) { return load_a_transposed(x, row(), k); },
+            [&](int n, int k) { return load_b_transposed(du, column() + n, k); });
     }
     // To the item's part of [items,D,F].
     __device__ __forceinline__ void store(float* parts, int64_t item) const {
-        const Place place;
-        float* to = parts + item * D * kFusedMap + column0() + place.column;
-        place.each_row([&](int half, int row) {
+        float* to = parts + item * D * kFusedMap + column() + 2 * quad_lane();
 #pragma unroll
-            for (int n = 0; n < kColumns / 8; ++n) {
-                const float* x = pair_of(c, half, n);
-                *reinterpret_cast<float2*>(to + (row0() + row) * kFusedMap + 8 * n) = make_float2(x[0], x[1]);
-            }
-        });
+        for (int n = 0; n < D / 16; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                *reinterpret_cast<float2*>(to + (row() + 8 * half + quad_row()) * kFusedMap + 8 * n) =
+                    make_float2(c[0][n].c[2 * half], c[0][n].c[2 * half + 1]);
     }
 };
 
 // --- the window ---
 
-// gamma exp(scale (score - m)) of a row with raw maximum m.
-struct WindowWeight {
-    float factor, shift;
-    __device__ WindowWeight(float scale, float log2_gamma, float high)
-        : factor(scale * kLog2E), shift(fmaf(-high, factor, log2_gamma)) {}
-    __device__ __forceinline__ float operator()(float score) const { return exp2_approx(fmaf(score, factor, shift)); }
-};
+// factor = scale log2 e
+__device__ __forceinline__ float window_weight(float score, float high, float factor, float gamma) {
+    return gamma * exp2_approx((score - high) * factor);
+}
 
-// Raw scores of 64 queries against one side of their window (side 0: the block before; 1: their own), on the way to weights.
+// Raw scores of queries row .. row + 15 of q against keys column .. column + 8 N - 1 of k. Every kernel makes them by the same
+// instructions in the same order of D, so that a score has the same bits wherever it is made.
+template <int D, int N>
+__device__ __forceinline__ void window_scores(Accumulator (&s)[1][N], const SharedTile<D>& q, int row,
+                                              const SharedTile<D>& k, int column = 0) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) s[0][n] = {};
+    multiply<D>(
+        s, [&](int m, int c) { return load_a(q, row + m, c); }, [&](int n, int c) { return load_b(k, column + n, c); });
+}
+// f(half, row, n, e, score) for this thread's scores, rows counted from the tile's first.
+template <int N, class F>
+__device__ __forceinline__ void each_score(Accumulator (&s)[1][N], F&& f) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) f(8 * half + quad_row(), 8 * n + 2 * quad_lane() + e, s[0][n].c[2 * half + e]);
+}
+
+// The scores of a warp's 16 queries against one side of their window, on the way to weights.
 struct WindowTile {
-    int side = warpgroup();
-    float s[kFusedRows / 2];
+    int row, side;  // side 0: the block before; 1: the queries' own
+    Accumulator s[1][8];
 
-    // s = q k^T; may be read after wait_products. Every kernel makes scores by this product, so that a score has the same bits
-    // wherever it is made.
+    __device__ WindowTile() : row(warp_index() % 4 * 16), side(warp_index() / 4) {}
+
+    // Scores and this side's row maxima into high [2][64].
     template <int D>
-    __device__ __forceinline__ void multiply_keys(const RowTile<D>& q, const RowTile<D>& k) {
-        begin_products();
-        multiply<D, Major::K>(s, q, 0, k, 0, false);
-        end_products();
-    }
-    // Hides what is not in the window; this side's row maxima go to high [2][64].
-    __device__ __forceinline__ void mask(bool first_block, float* high) {
-        const Place place;
-        place.each_row([&](int half, int row) {
+    __device__ __forceinline__ void make_scores(const SharedTile<D>& q, const SharedTile<D>& k, bool first_block,
+                                                float* high) {
+        window_scores(s, q, row, k);
+        if (side == 1)
+            each_score(s, [&](int r, int c, float& x) { x = c <= row + r ? x : -INFINITY; });
+        else if (first_block)
+            each_score(s, [](int, int, float& x) { x = -INFINITY; });
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
             float top = -INFINITY;
 #pragma unroll
-            for (int n = 0; n < kFusedRows / 8; ++n) {
-                float* x = pair_of(s, half, n);
-                const int column = 8 * n + place.column;
-                if (side == 1 ? column > row : first_block) x[0] = -INFINITY;
-                if (side == 1 ? column + 1 > row : first_block) x[1] = -INFINITY;
-                top = fmaxf(top, fmaxf(x[0], x[1]));
-            }
+            for (int n = 0; n < 8; ++n) top = fmaxf(top, fmaxf(s[0][n].c[2 * half], s[0][n].c[2 * half + 1]));
             top = quad_max(top);
-            if (quad_lane() == 0) high[side * kFusedRows + row] = top;
-        });
+            if (quad_lane() == 0) high[side * kFusedRows + row + 8 * half + quad_row()] = top;
+        }
     }
-    // After a barrier: the maximum of a row.
-    static __device__ __forceinline__ float top(const float* high, int row) {
-        return fmaxf(high[row], high[kFusedRows + row]);
+    // After a barrier: the maximum of row g (half 0) or g + 8.
+    __device__ __forceinline__ float top(const float* high, int half) const {
+        const int r = row + 8 * half + quad_row();
+        return fmaxf(high[r], high[kFusedRows + r]);
     }
-    // Weights as rounded for products: put(half, n, pair). Their sums over this side go to sum [2][64].
+    // Weights as rounded for products: put(row, column, pair). Their sums over this side go to sum [2][64].
     template <class Put>
-    __device__ __forceinline__ void make_weights(const float* high, float scale, float log2_gamma, float* sum,
-                                                 Put&& put) {
-        Place().each_row([&](int half, int row) {
-            const WindowWeight weight(scale, log2_gamma, top(high, row));
+    __device__ __forceinline__ void make_weights(const float* high, float factor, float gamma, float* sum, Put&& put) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int r = row + 8 * half + quad_row();
+            const float m = top(high, half);
             float total = 0;
 #pragma unroll
-            for (int n = 0; n < kFusedRows / 8; ++n) {
-                const float* x = pair_of(s, half, n);
-                const uint32_t pair = pack_bf16(weight(x[0]), weight(x[1]));
+            for (int n = 0; n < 8; ++n) {
+                const float* x = &s[0][n].c[2 * half];
+                const uint32_t pair =
+                    pack_bf16(window_weight(x[0], m, factor, gamma), window_weight(x[1], m, factor, gamma));
                 const float2 rounded = unpack_bf16(pair);
                 total += rounded.x + rounded.y;
                 put(half, n, pair);
             }
             total = quad_sum(total);
-            if (quad_lane() == 0) sum[side * kFusedRows + row] = total;
-        });
-    }
-    // This side's columns of a tile of the window's 128 keys.
-    __device__ __forceinline__ TilePairs<WindowWeights> columns_of(const WindowWeights& tile) const {
-        return {tile, Place(), 0, side * kFusedRows};
+            if (quad_lane() == 0) sum[side * kFusedRows + r] = total;
+        }
     }
     // Which scores are their row's maximum: bit 16 half + 2 n + e; how many of this side are goes to ties [2][64].
     __device__ __forceinline__ uint32_t find_highest(const float* high, float* ties) const {
         uint32_t bits = 0;
-        Place().each_row([&](int half, int row) {
-            const float m = top(high, row);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int r = row + 8 * half + quad_row();
+            const float m = top(high, half);
             float count = 0;
 #pragma unroll
-            for (int n = 0; n < kFusedRows / 8; ++n)
+            for (int n = 0; n < 8; ++n)
 #pragma unroll
                 for (int e = 0; e < 2; ++e)
-                    if (pair_of(s, half, n)[e] == m) bits |= 1u << (16 * half + 2 * n + e), count += 1;
+                    if (s[0][n].c[2 * half + e] == m) bits |= 1u << (16 * half + 2 * n + e), count += 1;
             count = quad_sum(count);
-            if (quad_lane() == 0) ties[side * kFusedRows + row] = count;
-        });
+            if (quad_lane() == 0) ties[side * kFusedRows + r] = count;
+        }
         return bits;
     }
 };
 
 // --- outputs ---
 
-// [64, D]: this warpgroup's half of the columns.
+// [64, D] over the warps.
 template <int D>
 struct OutputTile {
-    float c[D / 4];
+    int row, column;
+    Accumulator c[2][D / 32] = {};
 
-    static __device__ __forceinline__ int column0() { return warpgroup() * (D / 2); }
-    // c (+)= A x with A [64,K] from a column of a tile on: the other half of the columns is the other warpgroup's.
-    template <int K, class TileA, class TileB>
-    __device__ __forceinline__ void add(const TileA& a, int column, const TileB& x, bool keep) {
-        multiply<K, Major::MN>(c, a, column, x, column0(), keep);
+    __device__ OutputTile() : row(warp_index() / 4 * 32), column(warp_index() % 4 * (D / 4)) {}
+
+    // c += A x;  a(m, k): the operand of rows m ..
+    template <int K, class LoadA>
+    __device__ __forceinline__ void add(LoadA&& a, const SharedTile<D>& x) {
+        multiply<K>(
+            c, [&](int m, int k) { return a(row + m, k); },
+            [&](int n, int k) { return load_b_transposed(x, column + n, k); });
     }
     // c += du W^T
-    __device__ __forceinline__ void add_map(const DuTile& du, const MapTile<D>& w) {
-        multiply<kFusedMap, Major::K>(c, du, 0, w, column0(), true);
+    __device__ __forceinline__ void add_map(const SharedTile<kFusedMap>& du, const SharedTile<kFusedMap>& w) {
+        multiply<kFusedMap>(
+            c, [&](int m, int k) { return load_a(du, row + m, k); },
+            [&](int n, int k) { return load_b(w, column + n, k); });
     }
-    // f(half, row, elements): elements(g) calls g(n, column, pair) for the row's pairs of neighbours.
+    // f(row, elements) for each of this thread's rows; elements(g) calls g(n, column, pair) for its n-th pair of neighbours.
     template <class F>
-    __device__ __forceinline__ void each_pair(F&& f) {
-        const Place place;
-        place.each_row([&](int half, int row) {
-            f(half, row, [&](auto&& g) {
+    __device__ __forceinline__ void each_row(F&& f) {
 #pragma unroll
-                for (int n = 0; n < D / 16; ++n) g(n, column0() + 8 * n + place.column, pair_of(c, half, n));
-            });
-        });
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                f(row + 16 * i + 8 * half + quad_row(), [&](auto&& g) {
+#pragma unroll
+                    for (int n = 0; n < D / 32; ++n) g(n, column + 8 * n + 2 * quad_lane(), &c[i][n].c[2 * half]);
+                });
     }
 };
-
-#endif
 
 }  // namespace lc::kernels

@@ -2,7 +2,7 @@
 //
 // MATHS    dW[map] = sum over batch entries and the map's heads; da_h = (1-gamma) sum over batch entries; dk, dv of a KV head =
 //          sum over its query heads.
-// TILING   one thread four elements of dW or one of da; one thread eight elements of dk or dv.
+// TILING   one thread an element of dW or da; one thread eight elements of dk or dv.
 // COST     reads each part once: 4 D F bytes an item, 4 D bytes a row and query head of dk and dv together.
 // NUMERICS f32 sums (da: f64) in order of batch, then head. A head's share of dk and dv is rounded to bf16 on the way: the sum of
 //          r shares then carries r roundings of 2^-9 of a share, where bf16 gradients carry one of their sum anyway.
@@ -15,19 +15,15 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void map_sum_kernel(const float4* parts, int batch, int heads, int maps, int quads, Operand out) {
-    const int i = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x;
-    if (i >= maps * quads) return;
-    const int members = heads / maps, terms = batch * members, head0 = i / quads * members;
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-    for (int term = 0; term < terms; ++term) {
-        const int item = term / members * heads + head0 + term % members;
-        const float4 part = parts[int64_t{item} * quads + i % quads];
-        sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
-    }
-    const int64_t first = int64_t{i} * 4;
-    out.put(first, sum.x), out.put(first + 1, sum.y), out.put(first + 2, sum.z), out.put(first + 3, sum.w);
+__global__ void map_sum_kernel(const float* parts, int64_t batch, int64_t heads, int64_t maps, int64_t size,
+                               Operand out) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    if (i >= maps * size) return;
+    const int64_t map = i / size, members = heads / maps;
+    float sum = 0;
+    for (int64_t b = 0; b < batch; ++b)
+        for (int64_t j = 0; j < members; ++j) sum += parts[(b * heads + map * members + j) * size + i % size];
+    out.put(i, sum);
 }
 
 __global__ void mix_sum_kernel(const double* parts, int64_t batch, int heads, Operand mix_logit, LinearizedSpec spec,
@@ -64,10 +60,9 @@ FusedRowScratch::FusedRowScratch(const FusedShape& shape, int64_t d, Stream stre
 void store_map_gradient(const float* parts, const FusedShape& s, int64_t maps, int64_t d, const GradSlot& slot,
                         Stream stream) {
     if (!slot) return;
-    const int quads = static_cast<int>(d * kFusedMap / 4), count = static_cast<int>(maps) * quads;
-    map_sum_kernel<<<grid_x(ceil_div(count, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
-        reinterpret_cast<const float4*>(parts), static_cast<int>(s.items / s.heads), s.heads, static_cast<int>(maps),
-        quads, Operand(slot));
+    const int64_t size = d * kFusedMap;
+    map_sum_kernel<<<grid_x(ceil_div(maps * size, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
+        parts, s.items / s.heads, s.heads, maps, size, Operand(slot));
     LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
 }
 

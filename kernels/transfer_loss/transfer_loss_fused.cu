@@ -1,27 +1,26 @@
 // Stage 1 on tensor cores: loss of hybrid attention against the teacher, and the gradients of its maps, in two walks.
 //
 // MATHS    transfer_loss.h.
-// TILING   thread block = (batch entry, query head), two warpgroups, blocks of 64 positions; one thread block an SM
+// TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions; one thread block an SM
 //
 //          rows, in order of the blocks: the forward (hybrid_fused_forward.cu), and behind its barrier [3]
 //                   N as there, y = N / Z               loss, dy = c (y - target), dN = dy / Z, shares of dZ = -dN.y
-//            [4]    dphi_q = dN S^T + dZ z              shares of phi_q.dphi_q    S += phi_k(b-1)^T v(b-1)
+//            [4]    dphi_q = dN S^T + dZ z              shares of phi_q.dphi_q
 //            [5]    du_q, D
-//            [6]    dWq += q^T du_q
+//            [6]    dWq += q^T du_q                     S += phi_k(b-1)^T v(b-1), z
 //
 //          keys, last block c first: T, t hold rows of blocks >= c+2
 //            load   q(c+2), dN(c+2), dZ, k(c), v(c)     under step c+1
-//            [1]    phi_q(c+2): warpgroup 0             phi_k(c): warpgroup 1
-//            [2]    T += phi_q^T dN, t                  T's copy
-//            [3]    dphi_k = v T^T + t                  shares of phi_k.dphi_k
-//            [4]    du_k
-//            [5]    dWk += k^T du_k
+//            [1]    phi_q(c+2): warps 0-3               phi_k(c): warps 4-7
+//            [2]    T += phi_q^T dN, t                  dphi_k = v T^T + t, shares of phi_k.dphi_k
+//            [3]    du_k
+//            [4]    dWk += k^T du_k
 //
-//          [n]: barriers. y is never stored; dN and dZ of the first two blocks, which no key sees linearly, are not kept.
+//          [n]: barriers. The first two blocks of rows see no far keys: only their loss is made. y is never stored.
 // COST     a row and query head, D = 128: 20 D^2 FLOPs, 12 D bytes.
 // NUMERICS as hybrid_fused_forward.cu; y is not rounded before the loss and dN. dN and du are rounded to bf16 as operands, dZ is
 //          made from dN as rounded. Squares of a block's rows are f32 sums of 32 a thread, everything beyond is f64.
-// LADDER   1 mma.sync. 2 this: wgmma, as the forward.
+// LADDER   1 this.
 // SOURCE   arXiv 2410.10254, section 3.1; the fusion is derived in transfer_loss.h.
 #include "kernels/transfer_loss/transfer_loss_fused.h"
 
@@ -46,65 +45,64 @@ struct TransferArgs {
 
 template <int D>
 struct RowsRoom {
-    RowTile<D> q, k, v, dn;  // 1, 2, 2, 1
-    StateTile<D> state;
-    MapTile<D> wq, wk;
-    FeatureTile phi_q, phi_k;
-    WindowWeights p;
-    DuTile du;
-    double* sums;
-    float4* dots;
-    float *z, *high, *sum, *far, *dz;  // dz: [2][64], by the warpgroups' halves of D
-    static constexpr int kBytes = 6 * RowTile<D>::kBytes + StateTile<D>::kBytes + 2 * MapTile<D>::kBytes +
-                                  2 * FeatureTile::kBytes + WindowWeights::kBytes + DuTile::kBytes +
-                                  2 * kWarps * int{sizeof(double)} +
-                                  (kFusedFeatures + 11 * kFusedRows) * int{sizeof(float)};
+    SharedTile<D> q, k, v, dn, state;  // q, k, v: two each
+    SharedTile<kFusedMap> wq, wk;
+    SharedTile<kFusedFeatures> phi_q, phi_k, p;
+    SharedTile<kFusedMap> du;  // with dots over p
+    float* dots;
+    float *z, *high, *sum, *far, *dz;  // dz: [4][64], by the warps' quarters of D
+    static constexpr int kBytes =
+        SharedTile<D>::bytes(7 * kFusedRows + kFusedFeatures) + SharedTile<kFusedMap>::bytes(2 * D) +
+        SharedTile<kFusedFeatures>::bytes(3 * kFusedRows) + (kFusedFeatures + 9 * kFusedRows) * int{sizeof(float)};
     static_assert(kBytes <= kFusedSharedBytes);
+    static_assert(SharedTile<kFusedMap>::bytes(kFusedRows) + FeatureGradient::kDots * kFusedRows * int{sizeof(float)} <=
+                  SharedTile<kFusedFeatures>::bytes(kFusedRows));
 
     explicit __device__ RowsRoom(SharedRoom room)
-        : q(room.tiles<RowTile<D>>()),
-          k(room.tiles<RowTile<D>>(2)),
-          v(room.tiles<RowTile<D>>(2)),
-          dn(room.tiles<RowTile<D>>()),
-          state(room.tiles<StateTile<D>>()),
-          wq(room.tiles<MapTile<D>>()),
-          wk(room.tiles<MapTile<D>>()),
-          phi_q(room.tiles<FeatureTile>()),
-          phi_k(room.tiles<FeatureTile>()),
-          p(room.tiles<WindowWeights>()),
-          du(room.tiles<DuTile>()),
-          sums(room.numbers<double>(2 * kWarps)),
-          dots(room.numbers<float4>(kFusedRows)),
-          z(room.numbers(kFusedFeatures)),
-          high(room.numbers(2 * kFusedRows)),
-          sum(room.numbers(2 * kFusedRows)),
-          far(room.numbers(kFusedRows)),
-          dz(room.numbers(2 * kFusedRows)) {}
+        : q(room.tile<D>(2 * kFusedRows)),
+          k(room.tile<D>(2 * kFusedRows)),
+          v(room.tile<D>(2 * kFusedRows)),
+          dn(room.tile<D>(kFusedRows)),
+          state(room.tile<D>(kFusedFeatures)),
+          wq(room.tile<kFusedMap>(D)),
+          wk(room.tile<kFusedMap>(D)),
+          phi_q(room.tile<kFusedFeatures>(kFusedRows)),
+          phi_k(room.tile<kFusedFeatures>(kFusedRows)),
+          p(room.tile<kFusedFeatures>(kFusedRows)),
+          du{p.data},
+          dots(reinterpret_cast<float*>(p.data + kFusedRows * kFusedMap)),
+          z(room.floats(kFusedFeatures)),
+          high(room.floats(2 * kFusedRows)),
+          sum(room.floats(2 * kFusedRows)),
+          far(room.floats(kFusedRows)),
+          dz(room.floats(4 * kFusedRows)) {}
 };
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-// dZ of a row from the shares of the halves of D.
+// dZ of a row from the shares of the four quarters of D.
 __device__ __forceinline__ float row_dz(const float* dz, int row) {
-    return dz[row] + dz[kFusedRows + row];
+    return (dz[row] + dz[kFusedRows + row]) + (dz[2 * kFusedRows + row] + dz[3 * kFusedRows + row]);
 }
 
 // The teacher's output at this thread's elements of an OutputTile, fetched ahead.
 template <int D>
 struct TargetTile {
-    uint32_t pairs[2][D / 16];
+    uint32_t pairs[2][2][D / 32];
 
     __device__ __forceinline__ void load(const TransferArgs& args, const FusedHead& head, int64_t first) {
-        const Place place;
-        const __nv_bfloat16* from = args.target.head(head.b, head.h) + OutputTile<D>::column0() + place.column;
-        place.each_row([&](int half, int row) {
-            const bool inside = first + row < args.in.shape.length;
+        const OutputTile<D> place;
+        const __nv_bfloat16* from = args.target.head(head.b, head.h) + place.column + 2 * quad_lane();
 #pragma unroll
-            for (int n = 0; n < D / 16; ++n)
-                pairs[half][n] =
-                    inside ? *reinterpret_cast<const uint32_t*>(from + (first + row) * args.target.strides[2] + 8 * n)
-                           : 0u;
-        });
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int64_t t = first + place.row + 16 * i + 8 * half + quad_row();
+#pragma unroll
+                for (int n = 0; n < D / 32; ++n)
+                    pairs[i][half][n] =
+                        t < args.in.shape.length
+                            ? *reinterpret_cast<const uint32_t*>(from + t * args.target.strides[2] + 8 * n)
+                            : 0u;
+            }
     }
 };
 
@@ -112,174 +110,167 @@ struct TargetTile {
 template <int D, bool kGradients>
 __device__ __forceinline__ float make_upstream(const TransferArgs& args, const RowsRoom<D>& room, OutputTile<D>& y,
                                                const TargetTile<D>& target, int64_t first) {
-    const Place place;
-    const TilePairs dn(room.dn, place, 0, y.column0());
     float squares = 0;
-    place.each_row([&](int half, int row) {
-        const bool inside = first + row < args.in.shape.length;
-        const float inverse = 1 / (room.sum[row] + room.sum[kFusedRows + row] + room.far[row]);
-        const float slope = args.slope * inverse;
-        float dot = 0;
 #pragma unroll
-        for (int n = 0; n < D / 16; ++n) {
-            const float* numerator = pair_of(y.c, half, n);
-            const float2 wanted = unpack_bf16(target.pairs[half][n]);
-            const float2 out = make_float2(numerator[0] * inverse, numerator[1] * inverse);
-            const float2 difference = make_float2(inside ? out.x - wanted.x : 0.0f, inside ? out.y - wanted.y : 0.0f);
-            squares = fmaf(difference.x, difference.x, fmaf(difference.y, difference.y, squares));
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = y.row + 16 * i + 8 * half + quad_row();
+            const float inverse = 1 / (room.sum[row] + room.sum[kFusedRows + row] + room.far[row]);
+            const float slope = first + row < args.in.shape.length ? args.slope : 0.0f;
+            float dot = 0;
+#pragma unroll
+            for (int n = 0; n < D / 32; ++n) {
+                const float* numerator = &y.c[i][n].c[2 * half];
+                const float2 wanted = unpack_bf16(target.pairs[i][half][n]);
+                const float2 out = make_float2(numerator[0] * inverse, numerator[1] * inverse);
+                const float2 difference = make_float2(out.x - wanted.x, out.y - wanted.y);
+                if (first + row < args.in.shape.length)
+                    squares = fmaf(difference.x, difference.x, fmaf(difference.y, difference.y, squares));
+                if (!kGradients) continue;
+                const uint32_t pair = pack_bf16(slope * difference.x * inverse, slope * difference.y * inverse);
+                const float2 rounded = unpack_bf16(pair);
+                dot = fmaf(rounded.x, out.x, fmaf(rounded.y, out.y, dot));
+                pair_at(room.dn, row, y.column + 8 * n + 2 * quad_lane()) = pair;
+            }
             if (!kGradients) continue;
-            const uint32_t pair = pack_bf16(slope * difference.x, slope * difference.y);
-            const float2 rounded = unpack_bf16(pair);
-            dot = fmaf(rounded.x, out.x, fmaf(rounded.y, out.y, dot));
-            dn.store(half, n, pair);
+            dot = quad_sum(dot);
+            if (quad_lane() == 0) room.dz[warp_index() % 4 * kFusedRows + row] = -dot;
         }
-        if (!kGradients) return;
-        dot = quad_sum(dot);
-        if (quad_lane() == 0) room.dz[warpgroup() * kFusedRows + row] = -dot;
-    });
     return squares;
 }
 
 // dN and dZ of a block to workspace.
 template <int D>
 __device__ __forceinline__ void keep_upstream(const RowsRoom<D>& room, const FusedRowResults& to, int64_t first) {
-    each_chunk<RowTile<D>>([&](int row, int column) {
+    constexpr int kChunks = D / 8;
+#pragma unroll
+    for (int i = 0; i < kFusedRows * kChunks / kFusedThreads; ++i) {
+        const int chunk = i * kFusedThreads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
+                  column = chunk % kChunks * 8;
         *reinterpret_cast<uint4*>(to.dn + (first + row) * D + column) =
             *reinterpret_cast<const uint4*>(room.dn.chunk(row, column));
-    });
+    }
     if (threadIdx.x < kFusedRows) to.dz[first + threadIdx.x] = row_dz(room.dz, threadIdx.x);
 }
 
-#endif
-
 template <int D, bool kGradients>
 __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_constant__ TransferArgs args) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    extern __shared__ __align__(1024) unsigned char shared[];
+    extern __shared__ __align__(128) unsigned char shared[];
     const RowsRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
     const FusedHead head(s);
     const __nv_bfloat16 *q = args.in.q.head(head.b, head.h), *k = args.in.k.head(head.b, head.hk),
                         *v = args.in.v.head(head.b, head.hk);
-    const float log2_gamma = log2_gamma_of(args.in, head);
-    const bool queries = warpgroup() == 0;  // whose map is this warpgroup's, and which side of the window
+    const float factor = s.scale * kLog2E;
+    const float gamma = fmaxf(DeviceMix(args.in.mix_logit, args.in.spec, head.h).gamma, kLeastGamma);
 
-    copy_block<D>(room.q, q, args.in.q.strides[2], 0, s.length);
-    copy_block<D>(room.k, k, args.in.k.strides[2], 0, s.length);
-    copy_block<D>(nth_tile(room.k, 1), k, 0, -1, 0);
-    copy_block<D>(nth_tile(room.v, 1), v, 0, -1, 0);
+    copy_block(room.q, q, args.in.q.strides[2], 0, s.length);
+    copy_block(room.k, k, args.in.k.strides[2], 0, s.length);
+    copy_block(nth_tile(room.k, 1), k, 0, -1, 0);
+    copy_block(nth_tile(room.v, 1), v, 0, -1, 0);
     copy_async_commit();
     load_map<D>(room.wq, args.in.wq, head.h);
     load_map<D>(room.wk, args.in.wk, head.hs);
-    if (threadIdx.x < kFusedFeatures) room.z[threadIdx.x] = 0;
+    if (threadIdx.x < kFusedRows) room.far[threadIdx.x] = 0;
 
     FeatureSums<D> state;
     MapGradient<D> dwq;
     double squares = 0, da = 0;
     for (int b = 0; b < s.blocks; ++b) {
-        const RowTile<D> k_before = nth_tile(room.k, (b + 1) % 2), k_own = nth_tile(room.k, b % 2);
-        const RowTile<D> v_before = nth_tile(room.v, (b + 1) % 2), v_own = nth_tile(room.v, b % 2);
+        const bool far = b >= 2, grows = b >= 1 && b + 1 < s.blocks;
+        const SharedTile<D> q_own = nth_tile(room.q, b % 2);
+        const SharedTile<D> k_before = nth_tile(room.k, (b + 1) % 2), k_own = nth_tile(room.k, b % 2);
+        const SharedTile<D> v_before = nth_tile(room.v, (b + 1) % 2), v_own = nth_tile(room.v, b % 2);
         copy_async_wait<0>();
-        publish_barrier();  // [1] q(b), k(b) are here; step b-1 is over
-        float u[kFusedMap / 2];
+        __syncthreads();  // [1] q(b), k(b) are here; step b-1 is over
+        copy_block(v_own, v, args.in.v.strides[2], b, s.length);
+        copy_async_commit();
+        if (b + 1 < s.blocks) copy_block(nth_tile(room.q, (b + 1) % 2), q, args.in.q.strides[2], b + 1, s.length);
+        if (far) state.publish(room.state);
+        const int map_row = warp_index() % 4 * 16;
+        if (warp_index() < 4 && far) map_rows(q_own, map_row, room.wq, room.phi_q, room.z, room.far);
+        if (warp_index() >= 4 && grows) map_rows(k_before, map_row, room.wk, room.phi_k, nullptr, nullptr);
         WindowTile window;
-        multiply_map<D>(u, either(queries, room.q, k_before), either(queries, room.wq, room.wk));
-        window.multiply_keys<D>(room.q, either(queries, k_before, k_own));
-        copy_block<D>(v_own, v, args.in.v.strides[2], b, s.length);
+        window.make_scores(q_own, window.side == 0 ? k_before : k_own, b == 0, room.high);
+        __syncthreads();  // [2] row maxima are here; nobody reads k(b-1) any more
+        if (b + 1 < s.blocks) copy_block(k_before, k, args.in.k.strides[2], b + 1, s.length);
         copy_async_commit();
-        wait_products<1>(u);
-        map_rows(u, either(queries, room.phi_q, room.phi_k), queries ? room.z : nullptr, room.far);
-        wait_products<0>(window.s);
-        if (kGradients) dwq.load(room.q);
-        window.mask(b == 0, room.high);
-        __syncthreads();  // [2] row maxima are here; nobody reads q(b), k(b-1) any more
-        if (b + 1 < s.blocks) {
-            copy_block<D>(room.q, q, args.in.q.strides[2], b + 1, s.length);
-            copy_block<D>(k_before, k, args.in.k.strides[2], b + 1, s.length);
-        }
-        copy_async_commit();
-        state.publish(room.state);
-        const auto p = window.columns_of(room.p);
-        window.make_weights(room.high, s.scale, log2_gamma, room.sum,
-                            [&](int half, int n, uint32_t pair) { p.store(half, n, pair); });
+        window.make_weights(room.high, factor, gamma, room.sum, [&](int half, int n, uint32_t pair) {
+            pair_at(room.p, window.row + 8 * half + quad_row(), window.side * kFusedRows + 8 * n + 2 * quad_lane()) =
+                pair;
+        });
         TargetTile<D> target;
         target.load(args, head, int64_t{b} * kFusedRows);
         copy_async_wait<1>();
-        publish_barrier();  // [3] v(b), weights, sums, features and the state's copy are here
+        __syncthreads();  // [3] v(b), weights, sums and features are here
 
         OutputTile<D> y;
-        begin_products();
-        y.template add<kFusedRows>(room.p, 0, v_before, false);
-        y.template add<kFusedRows>(room.p, kFusedRows, v_own, true);
-        y.template add<kFusedFeatures>(room.phi_q, 0, room.state, true);
-        end_products();
-        wait_products<0>(y.c);
+        y.template add<kFusedRows>([&](int m, int c) { return load_a(room.p, m, c); }, v_before);
+        y.template add<kFusedRows>([&](int m, int c) { return load_a(room.p, m, kFusedRows + c); }, v_own);
+        if (far) y.template add<kFusedFeatures>([&](int m, int c) { return load_a(room.phi_q, m, c); }, room.state);
         squares += make_upstream<D, kGradients>(args, room, y, target, int64_t{b} * kFusedRows);
-        if (kGradients) publish_barrier();  // [4] dN and shares of dZ are here
-        FeatureGradient dphi;
-        if (kGradients) dphi.multiply_state<D>(room.dn, room.state);
-        state.add(room.phi_k, v_before, UnitWeights{b > 0});
-        if (kGradients) {
-            if (b >= 2) keep_upstream(room, args.results, (head.item * s.blocks + b) * kFusedRows);
-            wait_products<1>(dphi.g[0], dphi.g[1]);
-            dphi.put_dots(
-                room.z, [&](int r) { return row_dz(room.dz, r); }, room.phi_q, room.dots);
+        if (kGradients && far) {
+            __syncthreads();  // [4] dN and shares of dZ are here; nobody reads weights any more
+            keep_upstream(room, args.results, (head.item * s.blocks + b) * kFusedRows);
+            FeatureGradient dphi;
+            dphi.multiply_sums(room.dn, state);
+            dphi.add_total(room.z, [&](int r) { return row_dz(room.dz, r); });
+            dphi.put_dots(room.phi_q, room.dots);
             __syncthreads();  // [5] shares of D are here
             dphi.put_du(room.phi_q, room.dots, room.du);
-            if (threadIdx.x < kFusedRows) da += FeatureGradient::row_sum(room.dots[threadIdx.x]);
+            if (threadIdx.x < kFusedRows)
+                da -= FeatureGradient::total_dot(room.dots, threadIdx.x, 0) +
+                      FeatureGradient::total_dot(room.dots, threadIdx.x, 1);
+            __syncthreads();  // [6] du is here
+            dwq.add(q_own, room.du);
         }
-        wait_products<0>(state.c, state.left);
-        state.put_total(room.z);
-        if (kGradients) {
-            publish_barrier();  // [6] du is here
-            dwq.add(room.du);
-            wait_products<0>(dwq.c, dwq.left);
+        if (grows) {
+            state.add(room.phi_k, v_before, UnitWeights{});
+            state.put_total(room.z);
         }
     }
-    squares = fused_block_sum(squares, room.sums);
+    double* parts = reinterpret_cast<double*>(room.z);  // its last reader is a barrier behind
+    __syncthreads();
+    squares = fused_block_sum(squares, parts);
     if (threadIdx.x == 0) args.loss_parts[head.item] = squares;
     if (!kGradients) return;
     dwq.store(args.dwq_parts, head.item);
-    da = fused_block_sum(da, room.sums + kWarps);
+    da = fused_block_sum(da, parts + kWarps);
     if (threadIdx.x == 0) args.da_parts[head.item] = da;
-#endif
 }
 
 template <int D>
 struct KeysRoom {
-    RowTile<D> q, dn, k, v;  // 1, 2, 1, 2
-    StateTile<D> copy;
-    MapTile<D> wq, wk;
-    DuTile du;
-    FeatureTile phi_q, phi_k;
-    float4* dots;
-    float *dz, *t;  // dz: two
-    static constexpr int kBytes = 6 * RowTile<D>::kBytes + StateTile<D>::kBytes + 2 * MapTile<D>::kBytes +
-                                  DuTile::kBytes + 2 * FeatureTile::kBytes +
-                                  (kFusedFeatures + 6 * kFusedRows) * int{sizeof(float)};
+    SharedTile<D> q, dn, k, v;  // two each
+    SharedTile<kFusedMap> wq, wk, du;
+    SharedTile<kFusedFeatures> phi_q, phi_k;
+    float *dz, *t, *dots;  // dz: two
+    static constexpr int kBytes = SharedTile<D>::bytes(8 * kFusedRows) +
+                                  SharedTile<kFusedMap>::bytes(2 * D + kFusedRows) +
+                                  SharedTile<kFusedFeatures>::bytes(2 * kFusedRows) +
+                                  (kFusedFeatures + (2 + FeatureGradient::kDots) * kFusedRows) * int{sizeof(float)};
     static_assert(kBytes <= kFusedSharedBytes);
 
     explicit __device__ KeysRoom(SharedRoom room)
-        : q(room.tiles<RowTile<D>>()),
-          dn(room.tiles<RowTile<D>>(2)),
-          k(room.tiles<RowTile<D>>()),
-          v(room.tiles<RowTile<D>>(2)),
-          copy(room.tiles<StateTile<D>>()),
-          wq(room.tiles<MapTile<D>>()),
-          wk(room.tiles<MapTile<D>>()),
-          du(room.tiles<DuTile>()),
-          phi_q(room.tiles<FeatureTile>()),
-          phi_k(room.tiles<FeatureTile>()),
-          dots(room.numbers<float4>(kFusedRows)),
-          dz(room.numbers(2 * kFusedRows)),
-          t(room.numbers(kFusedFeatures)) {}
+        : q(room.tile<D>(2 * kFusedRows)),
+          dn(room.tile<D>(2 * kFusedRows)),
+          k(room.tile<D>(2 * kFusedRows)),
+          v(room.tile<D>(2 * kFusedRows)),
+          wq(room.tile<kFusedMap>(D)),
+          wk(room.tile<kFusedMap>(D)),
+          du(room.tile<kFusedMap>(kFusedRows)),
+          phi_q(room.tile<kFusedFeatures>(kFusedRows)),
+          phi_k(room.tile<kFusedFeatures>(kFusedRows)),
+          dz(room.floats(2 * kFusedRows)),
+          t(room.floats(kFusedFeatures)),
+          dots(room.floats(FeatureGradient::kDots * kFusedRows)) {}
 };
 
 // Only for sequences of three blocks or more.
 template <int D>
 __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_constant__ TransferArgs args) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    extern __shared__ __align__(1024) unsigned char shared[];
+    extern __shared__ __align__(128) unsigned char shared[];
     const KeysRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
     const FusedHead head(s);
@@ -287,55 +278,46 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
                         *v = args.in.v.head(head.b, head.hk);
     const int rows = s.blocks * kFusedRows;
     const __nv_bfloat16* dn = args.results.dn + head.item * rows * D;
-    const bool queries = warpgroup() == 0;  // whose map is this warpgroup's
-    const auto fetch_mapped = [&](int c) {
-        copy_block<D>(room.q, q, args.in.q.strides[2], c + 2, s.length);
-        copy_block<D>(room.k, k, args.in.k.strides[2], c, s.length);
-        copy_async_commit();
-    };
-    const auto fetch_summed = [&](int c) {
-        copy_block<D>(nth_tile(room.dn, c % 2), dn, D, c + 2, rows);
-        copy_block<D>(nth_tile(room.v, c % 2), v, args.in.v.strides[2], c, s.length);
+    const auto fetch = [&](int c) {
+        copy_block(nth_tile(room.q, c % 2), q, args.in.q.strides[2], c + 2, s.length);
+        copy_block(nth_tile(room.dn, c % 2), dn, D, c + 2, rows);
+        copy_block(nth_tile(room.k, c % 2), k, args.in.k.strides[2], c, s.length);
+        copy_block(nth_tile(room.v, c % 2), v, args.in.v.strides[2], c, s.length);
         if (threadIdx.x < kFusedRows / 4)
             copy_async(room.dz + c % 2 * kFusedRows + threadIdx.x * 4,
                        args.results.dz + head.item * rows + (c + 2) * kFusedRows + threadIdx.x * 4);
         copy_async_commit();
     };
-    fetch_summed(s.blocks - 3), fetch_mapped(s.blocks - 3);
+    fetch(s.blocks - 3);
     load_map<D>(room.wq, args.in.wq, head.h);
     load_map<D>(room.wk, args.in.wk, head.hs);
 
     FeatureSums<D> sums;
     MapGradient<D> dwk;
     for (int c = s.blocks - 3; c >= 0; --c) {
+        const SharedTile<D> k_own = nth_tile(room.k, c % 2);
         copy_async_wait<0>();
-        publish_barrier();  // [1] this step's tiles are here; step c+1 is over
-        float u[kFusedMap / 2];
-        multiply_map<D>(u, either(queries, room.q, room.k), either(queries, room.wq, room.wk));
-        if (c > 0) fetch_summed(c - 1);
-        dwk.load(room.k);
-        wait_products<0>(u);
-        map_rows(u, either(queries, room.phi_q, room.phi_k), nullptr, nullptr);
-        publish_barrier();  // [2] features are here; nobody reads q and k any more
-        if (c > 0) fetch_mapped(c - 1);
+        __syncthreads();  // [1] this step's tiles are here; step c+1 is over
+        if (c > 0) fetch(c - 1);
+        const int map_row = warp_index() % 4 * 16;
+        if (warp_index() < 4)
+            map_rows(nth_tile(room.q, c % 2), map_row, room.wq, room.phi_q, nullptr, nullptr);
+        else
+            map_rows(k_own, map_row, room.wk, room.phi_k, nullptr, nullptr);
+        __syncthreads();  // [2] features are here
         sums.add(room.phi_q, nth_tile(room.dn, c % 2), SplitWeights{room.dz + c % 2 * kFusedRows});
         sums.put_total(room.t);
-        wait_products<0>(sums.c, sums.left);
-        sums.publish(room.copy);
-        publish_barrier();  // [3] T's copy and t are here
+        __syncwarp();  // a warp reads its own features' t only
         FeatureGradient dphi;
-        dphi.multiply_state<D>(nth_tile(room.v, c % 2), room.copy);
-        wait_products<0>(dphi.g[0], dphi.g[1]);
-        dphi.put_dots(
-            room.t, [](int) { return 1.0f; }, room.phi_k, room.dots);
-        __syncthreads();  // [4] shares are here
+        dphi.multiply_sums(nth_tile(room.v, c % 2), sums);
+        dphi.add_total(room.t, [](int) { return 1.0f; });
+        dphi.put_dots(room.phi_k, room.dots);
+        __syncthreads();  // [3] shares are here
         dphi.put_du(room.phi_k, room.dots, room.du);
-        publish_barrier();  // [5] du is here
-        dwk.add(room.du);
-        wait_products<0>(dwk.c, dwk.left);
+        __syncthreads();  // [4] du is here
+        dwk.add(k_own, room.du);
     }
     dwk.store(args.dwk_parts, head.item);
-#endif
 }
 
 void launch_rows(const TransferArgs& args, int64_t d, bool gradients, Stream stream) {

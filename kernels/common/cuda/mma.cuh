@@ -12,7 +12,7 @@
 //
 // `load_x_transposed` reads a tile stored the other way round: load_b_transposed from [K,N] (C = A values),
 // load_a_transposed from [K,M] (C = A^T ...). as_a turns two neighbouring 16 x 8 results into the 16 x 16 operand of the next
-// product without touching shared memory; rows and columns stay what they were.
+// product without touching shared memory; rows and columns stay what they were. as_b makes the right operand of the transpose.
 //
 // SOURCE  PTX ISA, "Matrix Fragments for mma.m16n8k16" and "ldmatrix".
 #pragma once
@@ -24,16 +24,6 @@ namespace lc::kernels {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Four bytes at a shared address.
-__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
-    uint32_t value;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-}
-__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
 // --- copies from global to shared memory that run beside the arithmetic ---
@@ -163,6 +153,12 @@ __device__ __forceinline__ FragmentB load_b_transposed(const SharedTile<Columns>
 // Columns 0-7 and 8-15 of a 16 x 16 result, rounded to bf16.
 __device__ __forceinline__ FragmentA as_a(const Accumulator& left, const Accumulator& right) {
     return {{pack_bf16(left.c[0], left.c[1]), pack_bf16(left.c[2], left.c[3]), pack_bf16(right.c[0], right.c[1]),
+             pack_bf16(right.c[2], right.c[3])}};
+}
+
+// The same 16 x 16 result R as the operand B = R^T of a product over R's columns.
+__device__ __forceinline__ FragmentB as_b(const Accumulator& left, const Accumulator& right) {
+    return {{pack_bf16(left.c[0], left.c[1]), pack_bf16(right.c[0], right.c[1]), pack_bf16(left.c[2], left.c[3]),
              pack_bf16(right.c[2], right.c[3])}};
 }
 
