@@ -12,8 +12,7 @@ namespace lc::apps {
 
 void RunFlags::add_data(CLI::App& verb) {
     verb.add_option("--data", data,
-                    "training data: Alpaca JSON or JSONL, {prompt,completion} or {text} JSONL, plain text")
-        ->required();
+                    "training data: Alpaca JSON or JSONL, {prompt,completion} or {text} JSONL, plain text");
     verb.add_option("--data-format", data_format, "auto, alpaca, completions, jsonl or text");
     verb.add_option("--bad-lines", bad_lines, "stop, or skip:N to tolerate N bad records");
     verb.add_option("--data-limit", data_limit, "use only the first N records; 0: all")->check(CLI::NonNegativeNumber);
@@ -26,7 +25,7 @@ void RunFlags::add_data(CLI::App& verb) {
 }
 
 void RunFlags::add_loop(CLI::App& verb) {
-    verb.add_option("--out", out, "run directory")->required();
+    verb.add_option("--out", out, "run directory");
     verb.add_option("--seed", seed, "of initialization and data order");
     verb.add_option("--batch-size", loop.batch_size, "chunks of a forward pass")->check(CLI::Range(1, 1 << 16));
     verb.add_option("--accumulate", loop.accumulate, "forward passes of an optimizer step")
@@ -98,6 +97,8 @@ train::LoopOptions RunFlags::loop_options() const {
 
 bool RunFlags::begin(const std::string& tokenizer_file) const {
     if (threads > 0) set_num_threads(static_cast<int>(threads));
+    LC_REQUIRE(Usage, dry_run || !data.empty(), "--data is required — see --help");
+    LC_REQUIRE(Usage, dry_run || preview > 0 || !out.empty(), "--out is required — see --help");
     if (preview == 0) return false;
     const io::Tokenizer tokenizer = io::Tokenizer::load(tokenizer_file);
     const train::DataOptions options = data_options();

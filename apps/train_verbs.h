@@ -42,7 +42,7 @@ struct RunFlags {
     // What is the same for all stages; learning rates are the caller's.
     train::LoopOptions loop_options() const;
     models::Placement placement() const { return dry_run ? place.planned() : place.placement(); }
-    // Sets threads. True when --preview-data was answered.
+    // Sets threads, demands the data and the run directory where they are needed. True when --preview-data was answered.
     bool begin(const std::string& tokenizer) const;
 };
 

@@ -175,6 +175,12 @@ TEST_F(TrainLolcats, FailuresHaveTheirExitCodesAndOneLine) {
     };
     expect({"linearise"}, 2, "linearize");
     expect({"linearize"}, 2, "model");
+    expect({"linearize", "--model", at("model"), "--out", at("nothing")}, 2, "--data is required");
+    expect({"linearize", "--model", at("model"), "--data", at("text.txt")}, 2, "--out is required");
+    expect(linearize(scratch_ / "i", {"--device", "gpu"}), 2, "--device");
+    expect(linearize(scratch_ / "i", {"--device", "cpu", "--dtype", "bf16"}), 2, "bf16");
+    expect(linearize(scratch_ / "i", {"--device", "cuda:4096"}), 4, "--device cuda");
+    expect(linearize(scratch_ / "i", {"--device", "cpu", "--profile-steps", "1:2"}), 2, "--profile-steps");
     expect(linearize(scratch_ / "a", {"--seqlen", "3"}), 2, "--seq-len");
     expect(linearize(scratch_ / "b", {"--schedule", "linear"}), 2, "plateau");
     expect(linearize(scratch_ / "c", {"--stages", "transfer,sleep"}), 2, "sleep");
@@ -210,6 +216,40 @@ TEST_F(TrainLolcats, PerplexityOfModelAndRunAsJson) {
     EXPECT_NE(window["mean_nll"], student["mean_nll"]);
     const auto full = train::Record::parse(io::read_file(json, 1 << 20));
     EXPECT_EQ(full["per_sequence"].size(), full["sequences"].get<size_t>());
+}
+
+// Shapes alone: no weights, no data, no GPU.
+TEST_F(TrainLolcats, DryRunNeedsTheConfigOnly) {
+    const std::string out = (scratch_ / "out").string();
+    fs::create_directory(scratch_ / "shape");
+    scratch_.write("shape/config.json", kConfig);
+    const Arguments dry{"linearize",    "--model", (scratch_ / "shape").string(), "--seq-len", "24", "--device", "cuda",
+                        "--batch-size", "2",       "--dry-run"};
+    ASSERT_EQ(run_program("train_lolcats", dry, out), 0);
+    const std::string text = io::read_file(out, 1 << 20);
+    for (const char* part : {"stage transfer, bf16 on cuda:0", "stage finetune", "weights", "optimizer", "total", "disk:"})
+        EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+    ASSERT_EQ(run_program("train_lolcats", {"pretrain", "--model-config", at("config.json"), "--tokenizer", at("tokenizer.json"),
+                                            "--seq-len", "24", "--device", "cpu", "--dry-run"},
+                          out),
+              0);
+    EXPECT_NE(io::read_file(out, 1 << 20).find("stage pretrain, f32 on cpu"), std::string::npos);
+}
+
+TEST_F(TrainLolcats, RandomWeightsFillAConfig) {
+    const fs::path shape = scratch_ / "shape";
+    fs::create_directory(shape);
+    scratch_.write("shape/config.json", kConfig);
+    fs::copy_file(at("tokenizer.json"), shape / "tokenizer.json");
+    const Arguments more{"--model", shape.string(), "--random-weights", "3", "--transfer-steps", "2", "--finetune-steps", "2"};
+    ASSERT_EQ(run_program("train_lolcats", linearize(scratch_ / "run", more)), 0);
+    EXPECT_EQ(run_program("train_lolcats", {"perplexity", "--model", shape.string(), "--random-weights", "3", "--run",
+                                            (scratch_ / "run").string(), "--text", at("text.txt"), "--seq-len", "20"}),
+              0);
+    // The run belongs to these weights.
+    EXPECT_EQ(run_program("train_lolcats", {"perplexity", "--model", shape.string(), "--random-weights", "4", "--run",
+                                            (scratch_ / "run").string(), "--text", at("text.txt"), "--seq-len", "20"}),
+              3);
 }
 
 TEST_F(TrainLolcats, PreviewMarksAndTrainsNothing) {
