@@ -8,9 +8,11 @@ void PlacementFlags::add(CLI::App& verb) {
 }
 
 void ModelFlags::add(CLI::App& verb) {
-    verb.add_option("--model", model, "Hugging Face model directory (config.json, tokenizer.json, safetensors)")->required();
-    verb.add_option("--random-weights", random_weights,
-                    "draw the weights from this seed: needs config.json and tokenizer.json only, to try shapes and speed");
+    verb.add_option("--model", model, "Hugging Face model directory (config.json, tokenizer.json, safetensors)")
+        ->required();
+    verb.add_option(
+        "--random-weights", random_weights,
+        "draw the weights from this seed: needs config.json and tokenizer.json only, to try shapes and speed");
 }
 
 }  // namespace lc::apps

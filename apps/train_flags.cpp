@@ -87,10 +87,12 @@ train::LoopOptions RunFlags::loop_options() const {
     options.optimizer.clip = train::clip_scope_from(clip_scope);
     if (!profile_steps.empty()) {
         char rest = 0;
-        const int read = std::sscanf(profile_steps.c_str(), "%ld:%ld%c", &options.profile_first, &options.profile_last, &rest);
+        const int read =
+            std::sscanf(profile_steps.c_str(), "%ld:%ld%c", &options.profile_first, &options.profile_last, &rest);
         LC_REQUIRE(Usage, read == 2 && options.profile_first >= 1 && options.profile_first <= options.profile_last,
                    "--profile-steps must be a:b with 1 <= a <= b, got '{}'", profile_steps);
-        LC_REQUIRE(Usage, place.placement().device.is_cuda(), "--profile-steps is for a GPU — use --profile on the CPU");
+        LC_REQUIRE(Usage, place.placement().device.is_cuda(),
+                   "--profile-steps is for a GPU — use --profile on the CPU");
     }
     return options;
 }

@@ -21,7 +21,8 @@ struct Flags {
 
 void add_attention(CLI::App& verb, Flags& flags) {
     models::AttentionSpec& spec = flags.options.attention;
-    verb.add_option("--attention", flags.attention, "hybrid (window and linear), linear, or softmax: LoRA alone, as a control");
+    verb.add_option("--attention", flags.attention,
+                    "hybrid (window and linear), linear, or softmax: LoRA alone, as a control");
     verb.add_option("--window-kind", flags.window_kind, "terraced or sliding");
     verb.add_option("--window-size", spec.window_size, "keys of a window block")->check(CLI::PositiveNumber);
     verb.add_option("--feature-map", flags.feature_map, "hedgehog, t2r, or an activation by name");

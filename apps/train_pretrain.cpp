@@ -65,7 +65,8 @@ Verb add_pretrain(CLI::App& program) {
     verb->add_flag("--token-weighted", flags->options.token_weighted, "mean over tokens instead of over chunks");
     verb->add_flag("--checkpoint-layers", flags->options.checkpoint_layers,
                    "recompute layers in the backward, less memory");
-    verb->add_option("--save-dtype", flags->save_dtype, "of the weights written")->check(CLI::IsMember({"bf16", "f32"}));
+    verb->add_option("--save-dtype", flags->save_dtype, "of the weights written")
+        ->check(CLI::IsMember({"bf16", "f32"}));
     return {verb, [&program, flags](const Settings& settings) { return run(program, settings, *flags); }};
 }
 

@@ -78,9 +78,7 @@ void Decoder::linearize_layer(int64_t index, uint64_t seed) {
     const DType wide = placement_.wide();
     const Tensor map = initial_map(spec, heads, config_.head_dim, f, wide, random_for(seed, number, Draw::map));
     const Tensor bias = initial_bias(spec, heads, f, wide, random_for(seed, number, Draw::bias));
-    const auto place = [&](const Tensor& tensor) {
-        return tensor.defined() ? frozen(tensor.to(device())) : Tensor();
-    };
+    const auto place = [&](const Tensor& tensor) { return tensor.defined() ? frozen(tensor.to(device())) : Tensor(); };
     layer.maps = {.wq = place(map),
                   .bq = place(bias),
                   .wk = place(copy_for_keys(map, key_maps)),

@@ -9,8 +9,8 @@
 namespace lc::models {
 
 struct ModelSource {
-    std::filesystem::path directory;       // of config.json and, unless random_seed is given, the weights
-    std::optional<uint64_t> random_seed;   // weights drawn on the device: real shapes without real weights
+    std::filesystem::path directory;      // of config.json and, unless random_seed is given, the weights
+    std::optional<uint64_t> random_seed;  // weights drawn on the device: real shapes without real weights
 };
 
 // All weights frozen. Errors as Decoder::load.

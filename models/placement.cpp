@@ -12,14 +12,16 @@ constexpr int kOldestMajor = 8;  // compute capability 8.0: bf16 tensor cores, c
 
 Device cuda_device(int index) {
     const int count = cuda::device_count();
-    LC_REQUIRE(Resource, cuda::kBuilt, "--device cuda: this build has no CUDA — use --device cpu, or build preset cuda");
-    LC_REQUIRE(Resource, count > 0, "--device cuda: no CUDA device or no driver for it on this machine — use --device cpu");
-    LC_REQUIRE(Resource, index < count, "--device cuda:{}: this machine has {} CUDA device{}, numbered from 0", index, count,
-               count == 1 ? "" : "s");
+    LC_REQUIRE(Resource, cuda::kBuilt,
+               "--device cuda: this build has no CUDA — use --device cpu, or build preset cuda");
+    LC_REQUIRE(Resource, count > 0,
+               "--device cuda: no CUDA device or no driver for it on this machine — use --device cpu");
+    LC_REQUIRE(Resource, index < count, "--device cuda:{}: this machine has {} CUDA device{}, numbered from 0", index,
+               count, count == 1 ? "" : "s");
     const cuda::DeviceInfo info = cuda::device_info(index);
     LC_REQUIRE(Resource, info.major >= kOldestMajor,
-               "--device cuda:{}: {} has compute capability {}.{}, the kernels need {}.0 or newer — use --device cpu", index,
-               info.name, info.major, info.minor, kOldestMajor);
+               "--device cuda:{}: {} has compute capability {}.{}, the kernels need {}.0 or newer — use --device cpu",
+               index, info.name, info.major, info.minor, kOldestMajor);
     return {DeviceType::cuda, index};
 }
 
@@ -44,8 +46,8 @@ Device device_from(std::string_view name, bool present) {
 }
 
 Placement resolve(std::string_view device, std::string_view dtype, bool present) {
-    LC_REQUIRE(Usage, dtype == "auto" || dtype == "f32" || dtype == "bf16", "--dtype must be auto, f32 or bf16, got '{}'",
-               dtype);
+    LC_REQUIRE(Usage, dtype == "auto" || dtype == "f32" || dtype == "bf16",
+               "--dtype must be auto, f32 or bf16, got '{}'", dtype);
     Placement placement{.device = device_from(device, present)};
     if (dtype == "bf16" || (dtype == "auto" && placement.device.is_cuda())) placement.dtype = DType::bf16;
     validate(placement);

@@ -92,7 +92,8 @@ void require(const std::vector<PlannedStage>& stages) {
         if (plan.total() <= free) continue;
         log_info("{}", memory_table(plan, free));
         fail(ErrorKind::Resource,
-             "{}: stage {} needs {:.2f} GiB of device memory, {:.2f} GiB are free — the table above names flags that reduce it",
+             "{}: stage {} needs {:.2f} GiB of device memory, {:.2f} GiB are free — the table above names flags that "
+             "reduce it",
              device.str(), name, static_cast<double>(plan.total()) / kGiB, static_cast<double>(free) / kGiB);
     }
 }

@@ -255,8 +255,9 @@ class Linearization {
 
 bool linearize(const LinearizeOptions& options, const StopCheck& stop) {
     LC_REQUIRE(Usage, options.transfer || options.finetune, "no stage to run");
-    LC_REQUIRE(Usage, !options.transfer || options.attention.kind != models::AttentionKind::softmax,
-               "--attention softmax leaves every layer as it is, so there is nothing to transfer — use --stages finetune");
+    LC_REQUIRE(
+        Usage, !options.transfer || options.attention.kind != models::AttentionKind::softmax,
+        "--attention softmax leaves every layer as it is, so there is nothing to transfer — use --stages finetune");
     try {
         return Linearization(options, stop).run();
     } catch (const Interrupted&) {

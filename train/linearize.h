@@ -18,7 +18,7 @@ struct LinearizeOptions {
     std::filesystem::path out;
     DataOptions data;
     models::AttentionSpec attention;  // kind softmax: nothing is converted, finetune alone (the control of experiments)
-    std::string feature_map;  // by name, see models::apply_feature_map_name; empty: attention.activation
+    std::string feature_map;          // by name, see models::apply_feature_map_name; empty: attention.activation
     models::LoraSpec lora;
     uint64_t seed = 0;
     bool transfer = true, finetune = true;  // without transfer, finetune trains maps and window factors too

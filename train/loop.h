@@ -21,7 +21,7 @@ struct LoopOptions {
     int64_t save_every = 100;  // steps; 0: only at the ends of a stage
     double save_minutes = 5;   // 0: off
     int64_t log_every = 10;
-    bool profile = false;    // print where the time of the steps went
+    bool profile = false;  // print where the time of the steps went
     // Steps first..last, counted from 1 and over this process, lie between cudaProfilerStart and Stop; 0: none.
     int64_t profile_first = 0, profile_last = 0;
     int64_t max_skips = 10;  // non-finite steps in a row that are tolerated

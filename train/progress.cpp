@@ -30,9 +30,9 @@ Progress::Progress(std::string stage, int64_t total_steps, int64_t every)
 
 std::string Progress::line(const StepFigures& f) const {
     std::string text =
-        fmt::format("{} step {}/{} | loss {:.4f} | norm {:.3g} | lr {:.1e} | {:.0f} ms | {} tok/s | {:.2f} GiB",
-                    stage_, f.step, total_, f.loss, f.grad_norm, f.rate, f.milliseconds,
-                    format_rate(f.tokens_per_second), static_cast<double>(f.memory) / (1 << 30));
+        fmt::format("{} step {}/{} | loss {:.4f} | norm {:.3g} | lr {:.1e} | {:.0f} ms | {} tok/s | {:.2f} GiB", stage_,
+                    f.step, total_, f.loss, f.grad_norm, f.rate, f.milliseconds, format_rate(f.tokens_per_second),
+                    static_cast<double>(f.memory) / (1 << 30));
     if (f.step > first_step_) {
         const double spent = std::chrono::duration<double>(Clock::now() - first_time_).count();
         const double left = spent / static_cast<double>(f.step - first_step_) * static_cast<double>(total_ - f.step);

@@ -43,9 +43,8 @@ void copy_ring(Copy direction, const Tensor& ring, int64_t first, int64_t count,
 // [kept keys in front | new ones]
 Tensor with_kept(const Tensor& ring, int64_t first, int64_t count, const Tensor& fresh) {
     if (count == 0) return fresh;
-    const Tensor all =
-        Tensor::empty({fresh.size(0), fresh.size(1), count + fresh.size(2), fresh.size(3)}, fresh.dtype(),
-                      fresh.device());
+    const Tensor all = Tensor::empty({fresh.size(0), fresh.size(1), count + fresh.size(2), fresh.size(3)},
+                                     fresh.dtype(), fresh.device());
     copy_ring(Copy::FromRing, ring, first, count, all, 0);
     all.sliced(2, count, fresh.size(2)).copy_from(fresh);
     return all;

@@ -223,14 +223,17 @@ TEST_F(TrainLolcats, DryRunNeedsTheConfigOnly) {
     const std::string out = (scratch_ / "out").string();
     fs::create_directory(scratch_ / "shape");
     scratch_.write("shape/config.json", kConfig);
-    const Arguments dry{"linearize",    "--model", (scratch_ / "shape").string(), "--seq-len", "24", "--device", "cuda",
-                        "--batch-size", "2",       "--dry-run"};
+    const Arguments dry{
+        "linearize", "--model",  (scratch_ / "shape").string(), "--seq-len", "24", "--device", "cuda", "--batch-size",
+        "2",         "--dry-run"};
     ASSERT_EQ(run_program("train_lolcats", dry, out), 0);
     const std::string text = io::read_file(out, 1 << 20);
-    for (const char* part : {"stage transfer, bf16 on cuda:0", "stage finetune", "weights", "optimizer", "total", "disk:"})
+    for (const char* part :
+         {"stage transfer, bf16 on cuda:0", "stage finetune", "weights", "optimizer", "total", "disk:"})
         EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
-    ASSERT_EQ(run_program("train_lolcats", {"pretrain", "--model-config", at("config.json"), "--tokenizer", at("tokenizer.json"),
-                                            "--seq-len", "24", "--device", "cpu", "--dry-run"},
+    ASSERT_EQ(run_program("train_lolcats",
+                          {"pretrain", "--model-config", at("config.json"), "--tokenizer", at("tokenizer.json"),
+                           "--seq-len", "24", "--device", "cpu", "--dry-run"},
                           out),
               0);
     EXPECT_NE(io::read_file(out, 1 << 20).find("stage pretrain, f32 on cpu"), std::string::npos);
@@ -241,7 +244,8 @@ TEST_F(TrainLolcats, RandomWeightsFillAConfig) {
     fs::create_directory(shape);
     scratch_.write("shape/config.json", kConfig);
     fs::copy_file(at("tokenizer.json"), shape / "tokenizer.json");
-    const Arguments more{"--model", shape.string(), "--random-weights", "3", "--transfer-steps", "2", "--finetune-steps", "2"};
+    const Arguments more{
+        "--model", shape.string(), "--random-weights", "3", "--transfer-steps", "2", "--finetune-steps", "2"};
     ASSERT_EQ(run_program("train_lolcats", linearize(scratch_ / "run", more)), 0);
     EXPECT_EQ(run_program("train_lolcats", {"perplexity", "--model", shape.string(), "--random-weights", "3", "--run",
                                             (scratch_ / "run").string(), "--text", at("text.txt"), "--seq-len", "20"}),

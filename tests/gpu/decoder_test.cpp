@@ -148,7 +148,8 @@ TEST_F(DecoderOnGpu, SlicesGiveTheirGradientsBack) {
         set_requires_grad(x);
         const Tensor first = slice(x, 1, 1, 3), second = slice(x, 1, 2, 4);  // rows 2 and 3 in both
         const Tensor roots[] = {first, second};
-        const Tensor grads[] = {Tensor::full(first.shape(), 2, dtype, kGpu), Tensor::full(second.shape(), 3, dtype, kGpu)};
+        const Tensor grads[] = {Tensor::full(first.shape(), 2, dtype, kGpu),
+                                Tensor::full(second.shape(), 3, dtype, kGpu)};
         backward(roots, grads);
         const auto values = grad_of(x).to_vector<float>();
         constexpr float kExpected[] = {0, 2, 5, 5, 3, 3};
@@ -175,7 +176,8 @@ TEST_F(DecoderOnGpu, RandomWeightsAreTheCpus) {
     const DecoderConfig config = test::tiny_config(true, 3);
     const auto cpu = Decoder::random(config, 7).base_parameters();
     const auto gpu = Decoder::random(config, 7, kGpuF32).base_parameters();
-    for (size_t i = 0; i < cpu.size(); ++i) EXPECT_LT(relative_error(gpu[i].tensor, cpu[i].tensor), 1e-6) << cpu[i].name;
+    for (size_t i = 0; i < cpu.size(); ++i)
+        EXPECT_LT(relative_error(gpu[i].tensor, cpu[i].tensor), 1e-6) << cpu[i].name;
     const Decoder narrow = Decoder::random(config, 7, kGpuBf16, Decoder::Weights::Frozen);
     EXPECT_EQ(narrow.base_parameters()[0].tensor.dtype(), DType::bf16);
     EXPECT_EQ(Decoder::random(config, 7, kGpuBf16).base_parameters()[0].tensor.dtype(), DType::f32);

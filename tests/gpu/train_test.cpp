@@ -43,7 +43,8 @@ std::vector<double> losses_of(const fs::path& run, const std::string& stage) {
 }
 
 std::string weights_of(const fs::path& run) {
-    return io::read_file(run / "feature_maps.safetensors", 1 << 30) + io::read_file(run / "adapter_model.safetensors", 1 << 30);
+    return io::read_file(run / "feature_maps.safetensors", 1 << 30) +
+           io::read_file(run / "adapter_model.safetensors", 1 << 30);
 }
 
 TEST_F(TrainOnGpu, FiftyStepsOfBothStagesHaveTheCpusLosses) {
@@ -54,7 +55,8 @@ TEST_F(TrainOnGpu, FiftyStepsOfBothStagesHaveTheCpusLosses) {
         const auto cpu = losses_of(scratch / "cpu", stage), gpu = losses_of(scratch / "gpu", stage);
         ASSERT_EQ(cpu.size(), 50u) << stage;
         ASSERT_EQ(gpu.size(), 50u) << stage;
-        for (size_t i = 0; i < cpu.size(); ++i) EXPECT_NEAR(gpu[i], cpu[i], 1e-3 * cpu[i]) << stage << " step " << i + 1;
+        for (size_t i = 0; i < cpu.size(); ++i)
+            EXPECT_NEAR(gpu[i], cpu[i], 1e-3 * cpu[i]) << stage << " step " << i + 1;
     }
 }
 
