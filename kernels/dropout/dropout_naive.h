@@ -1,5 +1,4 @@
 #pragma once
-#include "core/rng.h"
 #include "kernels/common/rows.h"
 #include "kernels/dropout/dropout.h"
 
@@ -11,14 +10,15 @@ void dropout_naive(const TensorView& from, const DropoutMask& mask, const GradSl
     if (!to) return;
     const InRows<T> x(from);
     const OutRows<T> y(to);
-    const Random random(mask.seed, mask.stream);
-    const double threshold = mask.p * 0x1p32;
+    const uint32_t threshold = dropout_threshold(mask.p);
     const T scale = static_cast<T>(1 / (1 - mask.p));
     parallel_for(x.rows, std::max<int64_t>(1, 1024 / std::max<int64_t>(x.columns, 1)), [&](int64_t begin, int64_t end) {
+        std::array<uint32_t, 4> words{};
         for (int64_t r = begin; r < end; ++r)
             for (int64_t c = 0; c < x.columns; ++c) {
-                const bool keep = random.bits(static_cast<uint64_t>(r * x.columns + c)) >= threshold;
-                y.put(r, c, keep ? scale * x(r, c) : T{0});
+                const auto i = static_cast<uint64_t>(r * x.columns + c);
+                if (i % 8 == 0 || (r == begin && c == 0)) words = dropout_words(mask, i / 8);
+                y.put(r, c, dropout_bits(words, i) >= threshold ? scale * x(r, c) : T{0});
             }
     });
     y.finish();

@@ -24,6 +24,7 @@ LC_OP_CASES(embedding) {
     add(make("wide", 11, 130, {3, 17}, DType::i32));
     add(make("flat", 9, 4, {6}, DType::i64));
     add(make("runs", 40, 72, {2, 33}, DType::i64));
+    add(make("long_rows", 7, 4104, {5}, DType::i64));
     add(make("one_id", 1, 16, {300}, DType::i32));
     OpCase masters = make("wide_table", 11, 40, {3, 17}, DType::i32);  // f32 weights beside bf16 activations: pretraining
     masters.inputs[0].wide = true;
