@@ -10,5 +10,7 @@ namespace lc {
 // x [B,H,T,D], D even; cos, sin [P,D/2] of positions 0..P-1 in x's dtype; row t is at position `first + t` < P.
 // The result keeps x's order of axes in memory, so that [B,T,H,D] storage stays [B,T,H,D] storage.
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t first = 0);
+// Row t of sequence b is at position `positions[b] + t`; positions [B] in i64 on x's device, below 0 counts as 0.
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions);
 
 }  // namespace lc

@@ -29,7 +29,10 @@ void check(const HybridDecode& a) {
     const Shape z{batch, a.wk.size(0), features}, s{batch, a.wk.size(0), features, d};
     LC_CHECK(a.s.shape() == s && a.z.shape() == z, "hybrid_decode: s must be {} and z {}, got {} and {}", s, z,
              a.s.shape(), a.z.shape());
-    LC_CHECK(a.position >= 0, "hybrid_decode: position must not be negative, got {}", a.position);
+    LC_CHECK(a.positions.dtype == DType::i64 && a.positions.shape() == Shape{batch} &&
+                 a.positions.device == a.q.device && (batch <= 1 || a.positions.stride(0) == 1),
+             "hybrid_decode: positions must be [{}] of i64 beside q, dense, got {} of {}", batch, a.positions.shape(),
+             name_of(a.positions.dtype));
     const bool windowed = a.spec.window != WindowKind::none;
     LC_CHECK(static_cast<bool>(a.ring_k) == windowed && static_cast<bool>(a.ring_v) == windowed,
              "hybrid_decode: a ring is given exactly when there is a window");

@@ -2,9 +2,10 @@
 //
 // MATHS    hybrid_decode.h. Keys that leave the window join S, z; then k_t, v_t take their ring slot; then every query head
 //          merges window and state.
-// TILING   three launches (the first only where keys leave the window, so in terraced windows once in w steps):
-//            fold    a block per (batch, state) and slice of S; 8 keys at a time are mapped into shared memory, one warp a key,
-//                    and then each thread adds their outer products to its elements of S
+// TILING   three launches:
+//            fold    a block per (batch, state) and slice of S, which ends at once where no key leaves the window (in terraced
+//                    windows all but once in w steps); 8 keys at a time are mapped into shared memory, one warp a key, and then
+//                    each thread adds their outer products to its elements of S
 //            append  one thread a number
 //            attend  a block per (batch, query head): phi(q), scores with one warp a key, then thread (part, column) adds up its
 //                    share of the rows of S and of the window's values for one column; the parts meet in shared memory
@@ -46,7 +47,8 @@ struct Strided {
 struct Step {
     Strided q, k, v, wq, bq, wk, bk, mix_logit, ring_k, ring_v, s, z, y;
     LinearizedSpec spec;
-    int64_t batch, heads, kv_heads, states, position, slots, window;
+    const int64_t* positions;
+    int64_t batch, heads, kv_heads, states, slots;
     int d, f, features, bq_width, bk_width;
 
     explicit Step(const HybridDecode& a)
@@ -64,13 +66,12 @@ struct Step {
           z(a.z),
           y(a.y),
           spec(a.spec),
+          positions(device_data<const int64_t>(a.positions)),
           batch(a.q.size(0)),
           heads(a.q.size(1)),
           kv_heads(a.k.size(1)),
           states(a.s.size(1)),
-          position(a.position),
           slots(a.ring_k ? a.ring_k.size(2) : 1),
-          window(a.position + 1 - state_end(a.spec, a.position + 1)),
           d(static_cast<int>(a.q.size(3))),
           f(static_cast<int>(a.wq.size(2))),
           features(static_cast<int>(feature_size(a.spec.activation, f))),
@@ -92,12 +93,15 @@ int64_t fold_bytes(const Step& a) {
     return kKeys * (2 * a.d + a.f + a.features) * static_cast<int64_t>(sizeof(float));
 }
 
-// The keys at positions [from, to) join the states; without a ring it is the step's own key.
-__global__ void fold_kernel(const __grid_constant__ Step a, int64_t from, int64_t to) {
+// The keys that leave the window join the states; without a ring it is the step's own key.
+__global__ void fold_kernel(const __grid_constant__ Step a) {
     extern __shared__ float shared[];
     float *keys = shared, *values = keys + kKeys * a.d, *u = values + kKeys * a.d, *phi = u + kKeys * a.f;
     const int64_t b = blockIdx.x / a.states, hs = blockIdx.x % a.states, hk = hs / (a.states / a.kv_heads);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const int64_t position = a.positions[b];
+    if (position < 0) return;
+    const int64_t from = state_end(a.spec, position), to = state_end(a.spec, position + 1);
     const bool ring = static_cast<bool>(a.ring_k);
     const Strided &from_k = ring ? a.ring_k : a.k, &from_v = ring ? a.ring_v : a.v;
     for (int64_t first = from; first < to; first += kKeys) {
@@ -137,13 +141,14 @@ __global__ void fold_kernel(const __grid_constant__ Step a, int64_t from, int64_
 __global__ void append_kernel(const __grid_constant__ Step a) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= a.batch * a.kv_heads * a.d) return;
-    const int64_t c = i % a.d, h = i / a.d % a.kv_heads, b = i / a.d / a.kv_heads, slot = a.position % a.slots;
+    const int64_t c = i % a.d, h = i / a.d % a.kv_heads, b = i / a.d / a.kv_heads, slot = a.positions[b] % a.slots;
+    if (slot < 0) return;  // idle
     a.ring_k.store(a.ring_k.at(b, h, slot, c), a.k.load(a.k.at(b, h, 0, c)));
     a.ring_v.store(a.ring_v.at(b, h, slot, c), a.v.load(a.v.at(b, h, 0, c)));
 }
 
 int64_t attend_bytes(const Step& a) {
-    return (a.d + a.f + a.features + std::max<int64_t>(kThreads, a.d) + (a.ring_k.data ? a.window : 0)) *
+    return (a.d + a.f + a.features + std::max<int64_t>(kThreads, a.d) + (a.ring_k.data ? a.slots : 0)) *
            static_cast<int64_t>(sizeof(float));
 }
 
@@ -151,9 +156,14 @@ __global__ void attend_kernel(const __grid_constant__ Step a) {
     extern __shared__ float shared[];
     float *q = shared, *u = q + a.d, *phi = u + a.f, *sums = phi + a.features, *weights = sums + max(kThreads, a.d);
     const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads;
-    const int64_t hk = h / (a.heads / a.kv_heads), hs = h / (a.heads / a.states), begin = a.position + 1 - a.window;
+    const int64_t hk = h / (a.heads / a.kv_heads), hs = h / (a.heads / a.states), position = a.positions[b];
+    const int64_t begin = state_end(a.spec, position + 1);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const int window = a.spec.window == WindowKind::none ? 0 : static_cast<int>(a.window);
+    if (position < 0) {
+        for (int c = threadIdx.x; c < a.d; c += kThreads) a.y.store(a.y.at(b, h, 0, c), 0);
+        return;
+    }
+    const int window = static_cast<int>(position + 1 - begin);  // 0 for window none
     float gamma = 0, lambda = 1, total = static_cast<float>(kLinearEpsilon);
     if (window > 0) {
         const float logit = a.mix_logit.load(a.mix_logit.at(h));
@@ -206,13 +216,9 @@ void hybrid_decode_cuda(const HybridDecode& args, Stream stream) {
     const cudaStream_t queue = cuda::handle_of(stream);
     const Step step(args);
     if (step.batch == 0 || hybrid_decode_packed(args, stream)) return;
-    const int64_t from = state_end(args.spec, args.position), to = state_end(args.spec, args.position + 1);
-    if (to > from) {
-        allow_shared_memory(fold_kernel, fold_bytes(step));
-        fold_kernel<<<dim3(grid_x(step.batch * step.states), kSlices), kThreads, fold_bytes(step), queue>>>(step, from,
-                                                                                                            to);
-        LC_LAUNCHED("hybrid_decode", queue);
-    }
+    allow_shared_memory(fold_kernel, fold_bytes(step));
+    fold_kernel<<<dim3(grid_x(step.batch * step.states), kSlices), kThreads, fold_bytes(step), queue>>>(step);
+    LC_LAUNCHED("hybrid_decode", queue);
     if (args.ring_k) {
         append_kernel<<<grid_x(ceil_div(step.batch * step.kv_heads * step.d, kThreads)), kThreads, 0, queue>>>(step);
         LC_LAUNCHED("hybrid_decode", queue);

@@ -6,6 +6,9 @@
 //     sliding   R = w    when t >= w: fold token t-w
 //     none      R = 0    fold token t itself, then attend
 // Equal to row t of hybrid_attention / linear_attention over the whole sequence, up to rounding.
+//
+// Every sequence of the batch is at a position of its own, so that sequences can join and leave a running batch. Positions are
+// read on the device: what is launched does not depend on them, and a step can be recorded once and replayed.
 #pragma once
 #include "core/device.h"
 #include "kernels/common/attention_spec.h"
@@ -20,7 +23,8 @@ struct HybridDecode {
     TensorView ring_k, ring_v;  // [B,H_kv,R,D]   in/out; empty for window none
     TensorView s, z;            // [B,Hs,F',D], [B,Hs,F']  in/out, f32 (f64 for f64)
     TensorView y;               // [B,H,1,D]      out
-    int64_t position = 0;       // t
+    TensorView positions;       // [B]            in, i64: t of each sequence; below 0: an idle one, whose state and ring stay
+                                //                and whose y becomes 0
     LinearizedSpec spec;
 };
 void hybrid_decode(const HybridDecode& args, Stream stream);

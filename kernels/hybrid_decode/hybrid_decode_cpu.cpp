@@ -49,11 +49,11 @@ void fold(const HybridDecode& a, const TensorView& keys, const TensorView& value
     for (int64_t j = 0; j < count; ++j) row_axpy(phi.data() + j * features, z, features, 1.0f);
 }
 
-void attend(const HybridDecode& a, int64_t b, int64_t h, std::vector<float>& room) {
+void attend(const HybridDecode& a, int64_t position, int64_t b, int64_t h, std::vector<float>& room) {
     const auto q = a.q.as<const float, 4>();
     const auto s = a.s.as<const float, 4>();
     const int64_t d = q.size(3), hk = h / (q.size(1) / a.k.size(1)), hs = h / (q.size(1) / s.size(1));
-    const int64_t begin = state_end(a.spec, a.position + 1), end = a.position + 1, window = end - begin;
+    const int64_t begin = state_end(a.spec, position + 1), end = position + 1, window = end - begin;
     const HybridMix<float> mix = hybrid_mix<float>(a.mix_logit, a.spec, h);
     const auto map = feature_map_head<float>(a.wq, a.bq, h, a.spec.activation, a.spec.skip);
     const int64_t features = map.phi_size();
@@ -84,30 +84,37 @@ void attend(const HybridDecode& a, int64_t b, int64_t h, std::vector<float>& roo
 }  // namespace
 
 void hybrid_decode_fast(const HybridDecode& a) {
-    const int64_t states = a.s.size(1), heads = a.q.size(1), batch = a.q.size(0);
-    const int64_t from = state_end(a.spec, a.position), to = state_end(a.spec, a.position + 1);
-    if (to > from)
-        parallel_for(batch * states, 1, [&](int64_t first, int64_t last) {
-            for (int64_t item = first; item < last; ++item) {
-                const int64_t b = item / states, hs = item % states;
-                if (a.spec.window == WindowKind::none)
-                    fold(a, a.k, a.v, 0, 1, b, hs);
-                else
-                    for_each_run(from, to, a.ring_k.size(2), [&](int64_t slot, int64_t count, int64_t) {
-                        fold(a, a.ring_k, a.ring_v, slot, count, b, hs);
-                    });
-            }
-        });
+    const int64_t states = a.s.size(1), heads = a.q.size(1), batch = a.q.size(0), d = a.q.size(3);
+    const auto positions = a.positions.as<const int64_t, 1>();
+    parallel_for(batch * states, 1, [&](int64_t first, int64_t last) {
+        for (int64_t item = first; item < last; ++item) {
+            const int64_t b = item / states, hs = item % states, position = positions(b);
+            if (position < 0) continue;
+            if (a.spec.window == WindowKind::none)
+                fold(a, a.k, a.v, 0, 1, b, hs);
+            else
+                for_each_run(state_end(a.spec, position), state_end(a.spec, position + 1), a.ring_k.size(2),
+                             [&](int64_t slot, int64_t count, int64_t) {
+                                 fold(a, a.ring_k, a.ring_v, slot, count, b, hs);
+                             });
+        }
+    });
     if (a.ring_k)
         for (int64_t b = 0; b < batch; ++b)
-            for (int64_t h = 0; h < a.k.size(1); ++h) {
-                const int64_t slot = a.position % a.ring_k.size(2), d = a.k.size(3);
+            for (int64_t h = 0; h < a.k.size(1) && positions(b) >= 0; ++h) {
+                const int64_t slot = positions(b) % a.ring_k.size(2);
                 std::copy_n(&a.k.as<const float, 4>()(b, h, 0, 0), d, &a.ring_k.as<float, 4>()(b, h, slot, 0));
                 std::copy_n(&a.v.as<const float, 4>()(b, h, 0, 0), d, &a.ring_v.as<float, 4>()(b, h, slot, 0));
             }
     parallel_for(batch * heads, 4, [&](int64_t first, int64_t last) {
         std::vector<float> room;
-        for (int64_t item = first; item < last; ++item) attend(a, item / heads, item % heads, room);
+        for (int64_t item = first; item < last; ++item) {
+            const int64_t b = item / heads, h = item % heads;
+            if (positions(b) >= 0)
+                attend(a, positions(b), b, h, room);
+            else
+                std::fill_n(&a.y.as<float, 4>()(b, h, 0, 0), d, 0.0f);
+        }
     });
 }
 

@@ -22,7 +22,7 @@ void rotate_row(const float* x, const float* cos, const float* sin, float direct
 
 // Parallel over (b, t), heads innermost: [B,T,H,D] storage is walked in order and a table row is read once a position.
 void rotate_fast(const TensorView& x_view, const TensorView& cos_view, const TensorView& sin_view, int64_t first,
-                 float direction, const GradSlot& slot) {
+                 const TensorView& positions, float direction, const GradSlot& slot) {
     const auto x = x_view.as<const float, 4>();
     const auto cos = cos_view.as<const float, 2>(), sin = sin_view.as<const float, 2>();
     const auto out = slot.view.as<float, 4>();
@@ -30,8 +30,8 @@ void rotate_fast(const TensorView& x_view, const TensorView& cos_view, const Ten
     const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(heads * half * 2, 1));
     parallel_for(x.size(0) * length, grain, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-            const int64_t b = item / length, t = item % length;
-            const float *c = &cos(first + t, 0), *s = &sin(first + t, 0);
+            const int64_t b = item / length, t = item % length, row = first_row(positions, first, b) + t;
+            const float *c = &cos(row, 0), *s = &sin(row, 0);
             for (int64_t h = 0; h < heads; ++h) {
                 if (slot.accumulate())
                     rotate_row<true>(&x(b, h, t, 0), c, s, direction, half, &out(b, h, t, 0));
@@ -42,12 +42,20 @@ void rotate_fast(const TensorView& x_view, const TensorView& cos_view, const Ten
     });
 }
 
-void check(const TensorView& x, const TensorView& cos, const TensorView& sin, const TensorView& y, int64_t first) {
+void check(const TensorView& x, const TensorView& cos, const TensorView& sin, const TensorView& y, int64_t first,
+           const TensorView& positions) {
     LC_CHECK(x.rank() == 4 && x.size(3) % 2 == 0, "rope: x must be [B,H,T,D] with even D, got {}", x.shape());
     LC_CHECK(cos.rank() == 2 && cos.shape() == sin.shape() && cos.size(1) == x.size(3) / 2,
              "rope: cos and sin must be [P,{}], got {} and {}", x.size(3) / 2, cos.shape(), sin.shape());
-    LC_CHECK(first >= 0 && first + x.size(2) <= cos.size(0),
-             "rope: positions [{},{}) are outside tables of {} positions", first, first + x.size(2), cos.size(0));
+    LC_CHECK(!positions || (positions.dtype == DType::i64 && positions.shape() == Shape{x.size(0)} &&
+                            positions.device == x.device && positions.layout.is_contiguous()),
+             "rope: positions must be [{}] of i64 beside x, dense, got {} of {}", x.size(0), positions.shape(),
+             name_of(positions.dtype));
+    for (int64_t b = 0; b < (positions && x.device.is_cuda() ? 0 : x.size(0)); ++b) {
+        const int64_t row = first_row(positions, first, b);
+        LC_CHECK(row >= 0 && row + x.size(2) <= cos.size(0),
+                 "rope: positions [{},{}) are outside tables of {} positions", row, row + x.size(2), cos.size(0));
+    }
     LC_CHECK(!y || y.shape() == x.shape(), "rope: y must be {}, got {}", x.shape(), y.shape());
     require_wide("rope", x, {cos, sin});
 }
@@ -61,24 +69,24 @@ bool fast_covers(const TensorView& x, const TensorView& cos, const TensorView& s
 
 void rope_forward(const RopeForward& args, Stream stream) {
     const ProfileZone zone("rope");
-    check(args.x, args.cos, args.sin, args.y, args.first);
+    check(args.x, args.cos, args.sin, args.y, args.first, args.positions);
     require_alike("rope", {args.x, args.y});
     if constexpr (cuda::kBuilt)
         if (on_cuda("rope", args.x)) return rope_forward_cuda(args, stream);
     if (fast_covers(args.x, args.cos, args.sin, args.y))
-        return rotate_fast(args.x, args.cos, args.sin, args.first, 1.0f, {args.y});
+        return rotate_fast(args.x, args.cos, args.sin, args.first, args.positions, 1.0f, {args.y});
     dispatch_compute(args.x.dtype, "rope", [&](auto type) { rope_forward_naive<typename decltype(type)::type>(args); });
 }
 
 void rope_backward(const RopeBackward& args, Stream stream) {
     const ProfileZone zone("rope backward");
     if (!args.dx) return;
-    check(args.dy, args.cos, args.sin, args.dx.view, args.first);
+    check(args.dy, args.cos, args.sin, args.dx.view, args.first, args.positions);
     require_wide("rope", args.dy, {args.dx.view});
     if constexpr (cuda::kBuilt)
         if (on_cuda("rope", args.dy)) return rope_backward_cuda(args, stream);
     if (fast_covers(args.dy, args.cos, args.sin, args.dx.view))
-        return rotate_fast(args.dy, args.cos, args.sin, args.first, -1.0f, args.dx);
+        return rotate_fast(args.dy, args.cos, args.sin, args.first, args.positions, -1.0f, args.dx);
     dispatch_compute(args.dy.dtype, "rope",
                      [&](auto type) { rope_backward_naive<typename decltype(type)::type>(args); });
 }

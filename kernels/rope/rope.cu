@@ -7,13 +7,17 @@
 //
 //            warp, D = 128    8 runs x 4 heads: 128 bytes of each half of heads h .. h+3, then of h + H/4 .. h + H/4 + 3, ...
 //
-//          Rows that are no whole runs, or tables in another dtype than f32: elementwise.cuh over [B,H,T,D/2].
+//          Rows that are no whole runs, or tables in another dtype than f32: elementwise.cuh over [B,H,T,D/2], where sequences
+//          with positions of their own first get their rows of the tables gathered.
 // COST     8 bytes an element in f32, 4 in bf16; the tables stay in L2, and what a thread reads of them is half of what it reads of x.
 // NUMERICS f32, rounded once. The tables are f32 beside bf16 activations: a bf16 angle is off by up to 2^-9 of a turn's cosine.
 // LADDER   1 elementwise.cuh: every run of pairs loads its tables, 64 bytes beside 32 of x in bf16, and waits for each load in turn.
 //          2 four heads a thread, all loads under way at once: meant for 0.85 of a copy, 0.91 on an H100 (version 1: 0.69).
 // SOURCE   arXiv 2104.09864.
+#include <optional>
+
 #include "kernels/common/cuda/elementwise.cuh"
+#include "kernels/common/cuda/operand.cuh"
 #include "kernels/rope/rope.h"
 
 namespace lc::kernels {
@@ -34,12 +38,18 @@ struct Rotation {
 struct HeadArgs {
     Elements x, out;
     bool add;
-    const float *cos, *sin;  // the row of position 0
+    const float *cos, *sin;    // row `first`, or row 0 where there are positions
+    const int64_t* sequences;  // positions [B], or null
     int64_t x_batch, x_head, x_position, out_batch, out_head, out_position, table_position;
-    int heads, positions, runs, spread;  // runs in half a row; heads from one of a thread's to the next
+    int heads, positions, rows, runs, spread;  // rows of the tables; runs in half a row; heads from one of a thread's to the next
     int items;
     Rotation rotation;
 };
+
+// The nearest to `position` from where `length` rows fit a table of `rows`.
+__device__ __forceinline__ int64_t start_row(int64_t position, int64_t length, int64_t rows) {
+    return max(int64_t{0}, min(position, rows - length));
+}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ HeadArgs a) {
@@ -57,8 +67,9 @@ __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ 
         low[k] = RunBits<T>::load(x + head * a.x_head);
         high[k] = RunBits<T>::load(x + head * a.x_head + half);
     }
-    const auto cos = RunBits<float>::load(a.cos + position * a.table_position + column);
-    const auto sin = RunBits<float>::load(a.sin + position * a.table_position + column);
+    const int64_t row = position + (a.sequences ? start_row(a.sequences[batch], a.positions, a.rows) : 0);
+    const auto cos = RunBits<float>::load(a.cos + row * a.table_position + column);
+    const auto sin = RunBits<float>::load(a.sin + row * a.table_position + column);
 #pragma unroll
     for (int k = 0; k < kHeads; ++k) {
         const int head = first_head + k * a.spread;
@@ -86,8 +97,8 @@ Elements runs_of(const TensorView& view) {
     return first;
 }
 
-bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& sin, float direction,
-                  const GradSlot& out, Stream stream) {
+bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& sin, const TensorView& positions,
+                  float direction, const GradSlot& out, Stream stream) {
     const int64_t runs = x.size(3) / (2 * kRun), spread = ceil_div(x.size(1), kHeads);
     const int64_t items = runs * spread * x.size(0) * x.size(2);
     HeadArgs a{.x = runs_of(x), .out = runs_of(out.view), .add = out.accumulate()};
@@ -99,11 +110,11 @@ bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& 
     a.cos = reinterpret_cast<const float*>(tables[0].base), a.sin = reinterpret_cast<const float*>(tables[1].base);
     a.x_batch = x.stride(0), a.x_head = x.stride(1), a.x_position = x.stride(2);
     a.out_batch = out.view.stride(0), a.out_head = out.view.stride(1), a.out_position = out.view.stride(2);
-    a.table_position = cos.stride(0);
+    a.table_position = cos.stride(0), a.sequences = device_data<const int64_t>(positions);
+    a.rows = static_cast<int>(cos.size(0));
     a.heads = static_cast<int>(x.size(1)), a.positions = static_cast<int>(x.size(2));
     a.runs = static_cast<int>(runs), a.spread = static_cast<int>(spread), a.items = static_cast<int>(items);
     a.rotation = {direction};
-    if (items == 0) return true;
     const cudaStream_t queue = cuda::handle_of(stream);
     dispatch_cuda(x.dtype, "rope", [&](auto type) {
         head_kernel<typename decltype(type)::type><<<grid_x(ceil_div(items, kThreads)), kThreads, 0, queue>>>(a);
@@ -119,11 +130,46 @@ TensorView half_of(TensorView view, int which) {
     return view;
 }
 
-void rotate(const TensorView& x, TensorView cos, TensorView sin, int64_t first, float direction, const GradSlot& out,
-            Stream stream) {
-    for (TensorView* table : {&cos, &sin}) table->layout = table->layout.slice(0, first, x.size(2));
-    if (rotate_heads(x, cos, sin, direction, out, stream)) return;
+// to [B,T,D/2] from the rows of a table that each sequence wants.
+__global__ void gather_kernel(Operand table, const int64_t* positions, int64_t rows, int64_t length, int64_t half,
+                              int64_t count, float* to) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    if (i >= count) return;
+    const int64_t row = start_row(positions[i / half / length], length, rows) + i / half % length;
+    to[i] = table.load(row * half + i % half);
+}
+
+// A table's rows for each sequence, in f32.
+class GatheredTable {
+  public:
+    GatheredTable(const TensorView& table, const TensorView& positions, int64_t length, Stream stream)
+        : rows_(positions.size(0) * length * table.size(1), stream) {
+        const int64_t half = table.size(1), count = positions.size(0) * length * half;
+        gather_kernel<<<grid_x(ceil_div(count, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
+            Operand(table), device_data<const int64_t>(positions), table.size(0), length, half, count, rows_.data());
+        LC_LAUNCHED("rope", cuda::handle_of(stream));
+        view_ = {reinterpret_cast<std::byte*>(rows_.data()), Layout::contiguous({positions.size(0), 1, length, half}),
+                 DType::f32, stream.device};
+    }
+    const TensorView& view() const { return view_; }
+
+  private:
+    DeviceScratch<float> rows_;
+    TensorView view_;
+};
+
+void rotate(const TensorView& x, TensorView cos, TensorView sin, int64_t first, const TensorView& positions,
+            float direction, const GradSlot& out, Stream stream) {
+    if (x.numel() == 0) return;
+    if (!positions)
+        for (TensorView* table : {&cos, &sin}) table->layout = table->layout.slice(0, first, x.size(2));
+    if (rotate_heads(x, cos, sin, positions, direction, out, stream)) return;
     const TensorView low = half_of(x, 0), high = half_of(x, 1);
+    std::optional<GatheredTable> gathered[2];
+    if (positions) {
+        cos = gathered[0].emplace(cos, positions, x.size(2), stream).view();
+        sin = gathered[1].emplace(sin, positions, x.size(2), stream).view();
+    }
     for (TensorView* table : {&cos, &sin}) table->layout = table->layout.expand(low.shape());
     elementwise<4, 2>("rope", Rotation{direction}, {low, high, cos, sin},
                       {{{half_of(out.view, 0), out.mode}, {half_of(out.view, 1), out.mode}}}, stream);
@@ -132,11 +178,11 @@ void rotate(const TensorView& x, TensorView cos, TensorView sin, int64_t first, 
 }  // namespace
 
 void rope_forward_cuda(const RopeForward& args, Stream stream) {
-    rotate(args.x, args.cos, args.sin, args.first, 1.0f, {args.y}, stream);
+    rotate(args.x, args.cos, args.sin, args.first, args.positions, 1.0f, {args.y}, stream);
 }
 
 void rope_backward_cuda(const RopeBackward& args, Stream stream) {
-    rotate(args.dy, args.cos, args.sin, args.first, -1.0f, args.dx, stream);
+    rotate(args.dy, args.cos, args.sin, args.first, args.positions, -1.0f, args.dx, stream);
 }
 
 }  // namespace lc::kernels

@@ -2,6 +2,10 @@
 //   y[i]     = x[i] cos(a_i) - x[i+D/2] sin(a_i)
 //   y[i+D/2] = x[i+D/2] cos(a_i) + x[i] sin(a_i)          row t uses row first + t of the tables
 // The backward is the rotation by -a.
+//
+// With `positions`, sequence b starts at row positions[b] instead of `first`. They are read on the device, where one that does not
+// fit the tables is moved to the nearest that does (a decoding batch has idle sequences, at -1); on the CPU that goes for idle
+// ones only, and others are an error.
 #pragma once
 #include "core/device.h"
 #include "core/tensor.h"
@@ -14,6 +18,7 @@ struct RopeForward {
     TensorView cos, sin;  // [P,D/2]    in; on the GPU f32 also beside bf16
     TensorView y;         // [B,H,T,D]  out
     int64_t first = 0;    // first + T <= P
+    TensorView positions; // [B]        in, i64, dense; or empty
 };
 void rope_forward(const RopeForward& args, Stream stream);
 void rope_forward_cuda(const RopeForward& args, Stream stream);
@@ -23,6 +28,7 @@ struct RopeBackward {
     TensorView cos, sin;  // [P,D/2]    in
     GradSlot dx;          // [B,H,T,D]  out
     int64_t first = 0;
+    TensorView positions; // [B]        in, or empty
 };
 void rope_backward(const RopeBackward& args, Stream stream);
 void rope_backward_cuda(const RopeBackward& args, Stream stream);

@@ -70,7 +70,7 @@ Tensor prefill_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linea
     return result.y;
 }
 
-Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, int64_t position,
+Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, const Tensor& positions,
                          const LayerCache& cache) {
     const int64_t batch = qkv.q.size(0), heads = qkv.q.size(1), d = qkv.q.size(3);
     const Tensor y = Tensor::empty({batch, 1, heads, d}, qkv.q.dtype(), qkv.q.device()).permuted({0, 2, 1, 3});
@@ -88,7 +88,7 @@ Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linear
                             .s = cache.s.view(),
                             .z = cache.z.view(),
                             .y = y.view(),
-                            .position = position,
+                            .positions = positions.view(),
                             .spec = spec},
                            current_stream(qkv.q.device()));
     return y;
@@ -143,12 +143,12 @@ Generator::Generator(const Decoder& decoder, int64_t prefill_chunk) : decoder_(d
     LC_CHECK(prefill_chunk >= 1, "generator: prefill chunk of {} tokens", prefill_chunk);
 }
 
-Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) const {
+Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv, const Tensor& positions) const {
     LayerCache& cache = state.layers_[static_cast<size_t>(index)];
     const DecoderLayer& layer = decoder_.layer(index);
     if (cache.s.defined()) {
         const LinearizedSpec spec = effective_spec(*decoder_.attention(), state.terms_);
-        return qkv.q.size(2) == 1 ? decode_linearized(layer, qkv, spec, state.position_, cache)
+        return qkv.q.size(2) == 1 ? decode_linearized(layer, qkv, spec, positions, cache)
                                   : prefill_linearized(layer, qkv, spec, state.position_, cache);
     }
     const int64_t length = state.position_ + qkv.k.size(2);
@@ -169,8 +169,9 @@ Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
         const int64_t length = std::min(chunk_, ids.size(1) - start);
         const bool last_chunk = start + length == ids.size(1);
         h = decoder_.embed(ids.sliced(1, start, length));
+        const Tensor positions = Tensor::full({state.batch_}, static_cast<double>(state.position_), DType::i64, h.device());
         for (int64_t i = 0; i < decoder_.num_layers(); ++i) {
-            Tensor y = attend(state, i, decoder_.project(i, h, state.position_));
+            Tensor y = attend(state, i, decoder_.project(i, h, state.position_), positions);
             if (i + 1 == decoder_.num_layers()) {  // from here on only the last token's row matters
                 if (!last_chunk) break;
                 y = slice(y, 2, length - 1, 1), h = slice(h, 1, length - 1, 1);

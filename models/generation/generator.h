@@ -44,7 +44,7 @@ class Generator {
     Tensor advance(DecodeState& state, const Tensor& ids) const;
 
   private:
-    Tensor attend(DecodeState& state, int64_t layer, const Qkv& qkv) const;
+    Tensor attend(DecodeState& state, int64_t layer, const Qkv& qkv, const Tensor& positions) const;
 
     const Decoder& decoder_;
     int64_t chunk_;

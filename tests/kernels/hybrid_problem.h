@@ -129,6 +129,7 @@ struct Decoder {
     // y [1,2,1,D] of the token at `position`.
     Tensor step(const Problem& p) {
         const Tensor y = Tensor::empty({1, 2, 1, p.q.size(3)}, p.q.dtype());
+        const Tensor positions = Tensor::full({1}, static_cast<double>(position), lc::DType::i64);
         lc::kernels::hybrid_decode({.q = p.q.sliced(2, position, 1).view(),
                                     .k = p.k.sliced(2, position, 1).view(),
                                     .v = p.v.sliced(2, position, 1).view(),
@@ -142,7 +143,7 @@ struct Decoder {
                                     .s = s.view(),
                                     .z = z.view(),
                                     .y = y.view(),
-                                    .position = position,
+                                    .positions = positions.view(),
                                     .spec = spec},
                                    lc::current_stream(lc::Device{}));
         ++position;

@@ -11,6 +11,7 @@ using kernels::WindowKind;
 
 struct Options {
     int64_t position = 0;
+    std::vector<int64_t> positions = {};  // of each sequence, where they differ
     LinearizedSpec spec;
     int64_t d = 4, f = 3, heads = 4, kv_heads = 2, batch = 2;
     bool maps_per_kv_head = false;
@@ -42,7 +43,12 @@ OpCase make(std::string variant, const Options& o) {
         c.inputs.push_back({.name = "bq", .shape = {o.heads, o.bias}, .wide = true});
         c.inputs.push_back({.name = "bk", .shape = {maps, o.bias}, .wide = true});
     }
-    c.run = [o](const Tensors& in) -> Tensors {
+    std::vector<int64_t> positions = o.positions;
+    positions.resize(static_cast<size_t>(o.batch), o.position);
+    c.run = [o, positions, on_device = Tensor()](const Tensors& in) mutable -> Tensors {
+        // Uploaded once: a benchmark's calls must not wait for the host.
+        if (!on_device.defined() || on_device.device() != in[0].device())
+            on_device = Tensor::from(positions, {o.batch}).to(in[0].device());
         const auto own = [&](const Tensor& x) { return o.in_place ? x : x.clone(); };
         Tensor s = own(in[5]), z = own(in[6]), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k, ring_v,
                mix_logit;
@@ -60,7 +66,7 @@ OpCase make(std::string variant, const Options& o) {
                                 .s = s.view(),
                                 .z = z.view(),
                                 .y = y.view(),
-                                .position = o.position,
+                                .positions = on_device.view(),
                                 .spec = o.spec},
                                current_stream(in[0].device()));
         if (o.spec.window == WindowKind::none) return {y, s, z};
@@ -117,6 +123,10 @@ LC_OP_CASES(hybrid_decode) {
                                                                .kv_heads = 2,
                                                                .batch = 3,
                                                                .maps_per_kv_head = true}));
+        // A batch in which every sequence is elsewhere: idle, at its start, about to fold, in the middle of a block.
+        for (const auto& [d, f, w] : {std::tuple{8, 4, 4}, {64, 64, 16}, {128, 64, 16}})
+            add(make(fmt::format("{}_positions_d{}", name, d),
+                     {.positions = {-1, 0, 2 * w, 2 * w + 3, 5 * w - 1, 3 * w}, .spec = spec_of(kind, w), .d = d, .f = f, .batch = 6}));
         Options o{.position = 20, .spec = spec_of(kind, 4), .d = 5, .f = 5, .maps_per_kv_head = true, .bias = 5};
         o.spec.activation = FeatureActivation::pos_elu, o.spec.affine = true, o.spec.skip = true;
         add(make(fmt::format("{}_kv_maps_bias_skip_affine", name), o));
@@ -128,6 +138,8 @@ LC_OP_CASES(hybrid_decode) {
     }
     for (const int64_t position : {0, 7})
         add(make(fmt::format("none_at_{}", position), {.position = position, .spec = none}));
+    for (const auto& [d, f] : {std::pair{8, 4}, {64, 64}})
+        add(make(fmt::format("none_positions_d{}", d), {.positions = {3, -1, 0}, .spec = none, .d = d, .f = f, .batch = 3}));
     add(make("none_kv_maps", {.position = 3, .spec = none, .maps_per_kv_head = true}));
     add(make("none_d128_f64", {.position = 5, .spec = none, .d = 128, .f = 64}));
     OpCase bench = make("b8_h32_kv8_d64_w64", {.position = 1000,

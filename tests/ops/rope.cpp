@@ -27,6 +27,15 @@ OpCase heads_inside(OpCase c, int64_t first) {
     return c;
 }
 
+// Every sequence at a position of its own, an idle one included.
+OpCase by_sequence(OpCase c, std::vector<int64_t> positions) {
+    c.run = [positions](const Tensors& in) -> Tensors {
+        const Tensor rows = Tensor::from(positions, {static_cast<int64_t>(positions.size())}).to(in[0].device());
+        return {rope(in[0], in[1], in[2], rows)};
+    };
+    return c;
+}
+
 }  // namespace
 
 LC_OP_CASES(rope) {
@@ -37,6 +46,8 @@ LC_OP_CASES(rope) {
     add(make("d128", {2, 1, 3, 128}, 3, 0));
     for (const auto& [variant, d] : {std::pair{"heads_inside", 8}, {"heads_inside_d128", 128}})
         add(heads_inside(make(variant, {2, 5, 3, d}, 9, 2), 2));
+    add(by_sequence(make("positions", {3, 2, 2, 6}, 9, 0), {4, -1, 7}));
+    add(by_sequence(make("positions_d128", {4, 5, 1, 128}, 9, 0), {8, 0, -1, 3}));
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, 1024, 0);
     bench.bench = Bench::cpu;
     add(bench);
