@@ -29,6 +29,17 @@ inline bool is_matrix(const TensorView& view) {
     return (view.stride(-1) == 1 || view.size(-1) == 1) && view.stride(-2) >= view.size(-1);
 }
 
+inline bool is_aligned(const TensorView& x) {
+    return (reinterpret_cast<uintptr_t>(x.base) + x.layout.offset * size_of(x.dtype)) % 16 == 0;
+}
+// Rows of a tensor [B,H,T,D] that 16-byte copies can move.
+inline bool has_dense_rows(const TensorView& x) {
+    if (x.stride(3) != 1 || !is_aligned(x)) return false;
+    for (int axis = 0; axis < 3; ++axis)
+        if (x.size(axis) > 1 && x.stride(axis) * size_of(x.dtype) % 16 != 0) return false;
+    return true;
+}
+
 // True where a front door hands over to the CUDA kernel of `op` (with `if constexpr (cuda::kBuilt)` before it). The CUDA side
 // computes in f32 and bf16; what it stores beside bf16 tensors in f32 is said in each contract.
 inline bool on_cuda(std::string_view op, const TensorView& view) {

@@ -12,14 +12,12 @@
 #include <atomic>
 #include <limits>
 
+#include "kernels/common/dispatch.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 
 namespace lc::kernels {
 namespace {
 
-bool is_aligned(const TensorView& x) {
-    return (reinterpret_cast<uintptr_t>(x.base) + x.layout.offset * size_of(x.dtype)) % 16 == 0;
-}
 bool is_dense(const TensorView& x) {
     return x.layout.is_contiguous() && is_aligned(x);
 }
@@ -69,13 +67,6 @@ bool PairRows::covers(const GradSlot& slot) {
     if (!slot) return true;
     return is_narrow_or_float(x.dtype) && x.stride(3) == 1 && is_aligned(x) && x.stride(0) % 2 == 0 &&
            x.stride(1) % 2 == 0 && x.stride(2) % 2 == 0;
-}
-
-bool has_dense_rows(const TensorView& x) {
-    if (x.stride(3) != 1 || !is_aligned(x)) return false;
-    for (int axis = 0; axis < 3; ++axis)
-        if (x.size(axis) > 1 && x.stride(axis) * size_of(x.dtype) % 16 != 0) return false;
-    return true;
 }
 
 bool hybrid_fused_covers(const HybridAttentionForward& a) {

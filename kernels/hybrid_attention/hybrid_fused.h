@@ -14,8 +14,6 @@ namespace lc::kernels {
 // Can the fused form run on these inputs (y, s_out and z_out included if there)?
 bool hybrid_fused_covers(const HybridAttentionForward& args);
 bool hybrid_fused_covers(const HybridAttentionBackward& args);
-// Rows that 16-byte copies can move.
-bool has_dense_rows(const TensorView& x);
 
 void hybrid_fused_forward(const HybridAttentionForward& args, Stream stream);
 void hybrid_fused_backward(const HybridAttentionBackward& args, Stream stream);

@@ -34,20 +34,11 @@ bool fast_applies(const SoftmaxAttentionForward& a) {
     return fits;
 }
 
-// Rows that 16-byte copies can move.
-bool has_aligned_rows(const TensorView& x) {
-    if (x.stride(3) != 1 || (reinterpret_cast<uintptr_t>(x.base) + x.layout.offset * size_of(x.dtype)) % 16 != 0)
-        return false;
-    for (int axis = 0; axis < 3; ++axis)
-        if (x.size(axis) > 1 && x.stride(axis) * size_of(x.dtype) % 16 != 0) return false;
-    return true;
-}
-
 // The tensor-core form takes bf16 heads of 64 or 128 in aligned rows.
 bool mma_applies(const SoftmaxAttentionForward& a, std::initializer_list<TensorView> more) {
     bool fits = a.q.dtype == DType::bf16 && (a.q.size(3) == 64 || a.q.size(3) == 128);
-    for (const TensorView& view : {a.q, a.k, a.v}) fits = fits && has_aligned_rows(view);
-    for (const TensorView& view : more) fits = fits && has_aligned_rows(view);
+    for (const TensorView& view : {a.q, a.k, a.v}) fits = fits && has_dense_rows(view);
+    for (const TensorView& view : more) fits = fits && has_dense_rows(view);
     if (!fits) profile_count("fallback softmax_attention");
     return fits;
 }

@@ -27,6 +27,7 @@
 #include <optional>
 
 #include "kernels/common/cuda/sum.cuh"
+#include "kernels/common/dispatch.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_steps.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
