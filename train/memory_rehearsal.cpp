@@ -2,9 +2,21 @@
 
 #include <algorithm>
 
+#include "core/cuda/runtime.h"
+
 namespace lc::train::memory {
 
 using models::AttentionKind;
+
+namespace {
+
+// Of a GPU that is not on this machine: an H100's.
+int64_t multiprocessors_of(Device device) {
+    const bool here = device.is_cuda() && device.index < cuda::device_count();
+    return here ? cuda::device_info(device.index).multiprocessors : AttentionCall{}.multiprocessors;
+}
+
+}  // namespace
 
 // --- parameters ---
 
@@ -12,6 +24,7 @@ Rehearsal::Rehearsal(const PlanInput& input, Ledger& ledger)
     : input_(input),
       dtype_(input.placement.dtype),
       device_(input.placement.device.type),
+      multiprocessors_(multiprocessors_of(input.placement.device)),
       ledger_(ledger),
       tape_(ledger) {
     const models::DecoderConfig& c = input.config;
@@ -198,7 +211,8 @@ AttentionCall Rehearsal::call_of(const Ghost& q) const {
             .dtype = q.dtype,
             .bias_width = spec.bias == models::FeatureBias::none     ? 0
                           : spec.bias == models::FeatureBias::vector ? f
-                                                                     : 1};
+                                                                     : 1,
+            .multiprocessors = multiprocessors_};
 }
 
 std::vector<Workspace> Rehearsal::attention_workspace(const AttentionCall& call, const Buffers& cuda) const {

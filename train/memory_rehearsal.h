@@ -73,6 +73,7 @@ class Rehearsal {
     const PlanInput& input_;
     DType dtype_;  // of activations
     DeviceType device_;
+    int64_t multiprocessors_;
     Ledger& ledger_;
     GhostTape tape_;
     int64_t rows_ = 0, batch_ = 0;  // of the pass under way: tokens and chunks

@@ -6,6 +6,7 @@
 #include "core/parallel.h"
 #include "kernels/common/gemm.h"
 #include "kernels/common/gemm_packed.h"
+#include "kernels/hybrid_attention/hybrid_fused.h"
 
 namespace lc::train::memory {
 namespace {
@@ -54,26 +55,39 @@ struct ChunkedGrid {
     }
 };
 
-// Rows of the fused kernels: every query head of every batch entry, in whole blocks.
-int64_t fused_rows(const AttentionCall& c) {
-    constexpr int64_t kBlock = 64;
-    return c.batch * c.heads * ceil_div(c.length, kBlock) * kBlock;
-}
+// What the fused kernels walk: every query head of every batch entry, in whole blocks, in segments.
+struct FusedWalk {
+    static constexpr int64_t kBlock = 64;
+    int64_t items, rows, segments;
 
-// dN and three numbers a row; a dW an item.
-Buffers fused_gradients(const AttentionCall& c) {
-    const int64_t map = kFloat * c.batch * c.heads * c.head_dim * c.features;
-    Buffers bytes = {size_of(c.dtype) * fused_rows(c) * c.head_dim, 3 * kFloat * fused_rows(c)};
+    explicit FusedWalk(const AttentionCall& c) : items(c.batch * c.heads) {
+        const int64_t blocks = ceil_div(c.length, kBlock);
+        rows = items * blocks * kBlock;
+        segments = kernels::hybrid_fused_segments(items, blocks, c.multiprocessors);
+    }
+    int64_t parts() const { return items * segments; }
+};
+
+// The states that segments begin with; of gradients dN and three numbers a row, and a dW a segment.
+Buffers fused_buffers(const AttentionCall& c) {
+    const FusedWalk walk(c);
+    Buffers bytes;
+    if (walk.segments > 1)
+        bytes.push_back(kFloat * walk.items * (walk.segments - 1) * 2 * c.features * (c.head_dim + 1));
+    if (!c.backward()) return bytes;
+    bytes.insert(bytes.end(), {size_of(c.dtype) * walk.rows * c.head_dim, 3 * kFloat * walk.rows});
+    const int64_t map = kFloat * walk.parts() * c.head_dim * c.features;
     if (c.dmaps) bytes.insert(bytes.end(), {map, map});
     return bytes;
 }
 
 Buffers fused_workspace(const AttentionCall& c) {
-    if (!c.backward()) return {};
-    Buffers bytes = fused_gradients(c);
-    bytes.push_back(8 * c.batch * c.heads);
+    Buffers bytes = fused_buffers(c);
+    if (!c.backward()) return bytes;
+    const FusedWalk walk(c);
+    bytes.push_back(8 * walk.parts());
     for (const bool wanted : {c.dk, c.dv})  // a part for each query head of a group
-        if (wanted && c.heads != c.kv_heads) bytes.push_back(size_of(c.dtype) * fused_rows(c) * c.head_dim);
+        if (wanted && c.heads != c.kv_heads) bytes.push_back(size_of(c.dtype) * walk.rows * c.head_dim);
     return bytes;
 }
 
@@ -140,14 +154,13 @@ Buffers cuda_linearized_attention_workspace(const AttentionCall& c) {
 }
 
 Buffers cuda_transfer_loss_workspace(const AttentionCall& c) {
-    const int64_t items = c.batch * c.heads;
     if (is_fused(c)) {
-        Buffers bytes = c.backward() ? fused_gradients(c) : Buffers{};
-        bytes.push_back(2 * 8 * items);
+        Buffers bytes = fused_buffers(c);
+        bytes.push_back(2 * 8 * FusedWalk(c).parts());
         return bytes;
     }
     Buffers bytes = chunked_workspace(c);
-    bytes.insert(bytes.end(), {8 * items, kFloat * ChunkedGrid(c).rows});
+    bytes.insert(bytes.end(), {8 * c.batch * c.heads, kFloat * ChunkedGrid(c).rows});
     return bytes;
 }
 

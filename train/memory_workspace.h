@@ -22,7 +22,8 @@ struct AttentionCall {
     kernels::LinearizedSpec spec;
     DType dtype = DType::f32;
     bool dq = false, dk = false, dv = false, dmaps = false;
-    int64_t bias_width = 0;  // F, 1 or no bias
+    int64_t bias_width = 0;         // F, 1 or no bias
+    int64_t multiprocessors = 132;  // of the GPU: into how many segments the fused form cuts a sequence
 
     bool backward() const { return dq || dk || dv || dmaps; }
 };

@@ -18,10 +18,13 @@ inline constexpr float kLeastGamma = 1e-30f;              // see NUMERICS in hyb
 // --- arguments ---
 
 struct FusedShape {
-    int64_t items;              // batch entries x query heads: one thread block each
+    int64_t items;              // batch entries x query heads
     int heads, kv_heads, maps;  // H, H_kv, Hs
     int length, blocks;         // T, and how many blocks of 64 they are
     float scale;                // 1 / sqrt(D)
+    int segments = 1;           // of each item, a thread block each (hybrid_fused_segments.cuh)
+
+    int64_t parts() const { return items * segments; }
 };
 
 // W [*,D,F], dense.
@@ -71,16 +74,36 @@ struct PairRows {
     }
 };
 
-// The item of this thread block.
+// The item of this thread block and its share of a walk over it.
 struct FusedHead {
     int64_t item, b;
-    int h, hk, hs;  // query head, KV head, k-map
-    explicit __device__ FusedHead(const FusedShape& s)
-        : item(blockIdx.x),
+    int h, hk, hs;    // query head, KV head, k-map
+    int segment;      // in the order of the walk
+    int first, last;  // its steps: [first, last)
+
+    explicit __device__ FusedHead(const FusedShape& s) : FusedHead(s, s.blocks) {}
+    __device__ FusedHead(const FusedShape& s, int steps)
+        : item(blockIdx.x / s.segments),
           b(item / s.heads),
           h(static_cast<int>(item % s.heads)),
           hk(h / (s.heads / s.kv_heads)),
-          hs(h / (s.heads / s.maps)) {}
+          hs(h / (s.heads / s.maps)),
+          segment(static_cast<int>(blockIdx.x % s.segments)),
+          first(static_cast<int>(int64_t{steps} * segment / s.segments)),
+          last(static_cast<int>(int64_t{steps} * (segment + 1) / s.segments)) {}
+    // Among the segments of all items.
+    static __device__ __forceinline__ int64_t part() { return blockIdx.x; }
+};
+
+// What a thread block reads of its head.
+struct HeadInputs {
+    const __nv_bfloat16 *q, *k, *v;
+    float gamma;
+    __device__ HeadInputs(const FusedInputs& in, const FusedHead& head)
+        : q(in.q.head(head.b, head.h)),
+          k(in.k.head(head.b, head.hk)),
+          v(in.v.head(head.b, head.hk)),
+          gamma(fmaxf(DeviceMix(in.mix_logit, in.spec, head.h).gamma, kLeastGamma)) {}
 };
 
 // Hands out the shared memory of a block piece by piece.
@@ -120,7 +143,7 @@ __device__ __forceinline__ SharedTile<Columns> nth_tile(const SharedTile<Columns
     return {first.data + n * rows * Columns};
 }
 
-// Queues the copy of block b of a head; zeros where there is none.
+// Queues the copy of block b of a head; zeros where there is none, before the first or behind the last.
 template <int D>
 __device__ __forceinline__ void copy_block(const SharedTile<D>& tile, const __nv_bfloat16* head, int64_t stride, int b,
                                            int length) {
@@ -147,6 +170,22 @@ __device__ __forceinline__ void load_map(const SharedTile<kFusedMap>& tile, cons
         }
         *reinterpret_cast<uint4*>(tile.chunk(row, column)) = values;
     }
+}
+
+// Begins a walk over the rows: queues q and k of the first block, k and v of the one before it; loads the maps.
+template <int D, class Room>
+__device__ __forceinline__ void begin_rows(const FusedInputs& in, const FusedHead& head, const HeadInputs& x,
+                                           const Room& room) {
+    constexpr int kQueries = Room::kQueryTiles, kKeys = Room::kKeyTiles;
+    const int first = head.first, length = in.shape.length;
+    copy_block(nth_tile(room.q, first % kQueries), x.q, in.q.strides[2], first, length);
+    copy_block(nth_tile(room.k, first % kKeys), x.k, in.k.strides[2], first, length);
+    copy_block(nth_tile(room.k, (first + kKeys - 1) % kKeys), x.k, in.k.strides[2], first - 1, length);
+    copy_block(nth_tile(room.v, (first + 1) % 2), x.v, in.v.strides[2], first - 1, length);
+    copy_async_commit();
+    load_map<D>(room.wq, in.wq, head.h);
+    load_map<D>(room.wk, in.wk, head.hs);
+    if (threadIdx.x < kFusedRows) room.far[threadIdx.x] = 0;
 }
 
 // Elements (row, column), (row, column + 1) of a tile, column even.

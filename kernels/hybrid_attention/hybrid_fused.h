@@ -6,7 +6,12 @@
 //   window          terraced, w = 64, lambda = 1
 //   positions       a whole sequence: Tk = T, first_key = 0, no state handed in; s_out, z_out dense if wanted
 //   device          enough shared memory for one block (kFusedSharedBytes)
+//
+// A thread block walks a sequence and a multiprocessor holds one thread block: where batch entries x query heads would leave
+// multiprocessors idle, a sequence is walked in segments (hybrid_fused_segments.cuh).
 #pragma once
+#include <algorithm>
+
 #include "kernels/hybrid_attention/hybrid_attention.h"
 
 namespace lc::kernels {
@@ -14,6 +19,12 @@ namespace lc::kernels {
 // Can the fused form run on these inputs (y, s_out and z_out included if there)?
 bool hybrid_fused_covers(const HybridAttentionForward& args);
 bool hybrid_fused_covers(const HybridAttentionBackward& args);
+// Into how many segments a sequence of `blocks` blocks of 64 positions is cut, `items` = batch entries x query heads: as many
+// as the multiprocessors hold at once, of four blocks at least. Nothing else may decide: two runs have to agree bitwise.
+constexpr int64_t hybrid_fused_segments(int64_t items, int64_t blocks, int64_t multiprocessors) {
+    constexpr int64_t kLeastBlocks = 4;  // below, what a segment costs beside its walk outweighs what it saves
+    return std::max<int64_t>(1, std::min(multiprocessors / items, blocks / kLeastBlocks));
+}
 
 void hybrid_fused_forward(const HybridAttentionForward& args, Stream stream);
 void hybrid_fused_backward(const HybridAttentionBackward& args, Stream stream);

@@ -2,14 +2,16 @@
 //
 // MATHS    hybrid_attention.h.
 // TILING   a walk over the rows, one over the keys (hybrid_fused_backward_rows.cu, .._keys.cu), then sums over batch and groups.
-// COST     30 D^2 FLOPs a row and query head at D = 128. Workspace: 2 D + 12 bytes a row and query head, 4 D more where a group has
-//          several; 4 D F bytes a map and item.
+// COST     30 D^2 FLOPs a row and query head at D = 128, 6 D^2 more in segments. Workspace: 2 D + 12 bytes a row and query head,
+//          4 D more where a group has several; 4 D F bytes a map, item and segment; the states that segments begin with
+//          (hybrid_fused_segments.cu).
 // NUMERICS in the files of the kernels.
 // LADDER   1 this.
 // SOURCE   arXiv 2410.10254.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 
 #include "kernels/hybrid_attention/hybrid_fused.h"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -38,13 +40,15 @@ struct KeyGradient {
 }  // namespace
 
 void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
-    const FusedInputs in(a.forward);
+    FusedInputs in(a.forward);
+    in.shape.segments = segments_of(in.shape, a.forward.q.device);
     const FusedShape& s = in.shape;
     const int64_t d = a.forward.q.size(3), map_size = d * kFusedMap;
     const FusedRowScratch rows(s, d, stream);
-    const DeviceScratch<double> da(s.items, stream);
+    const SegmentStarts starts(in, d, stream);
+    const DeviceScratch<double> da(s.parts(), stream);
     const auto map_parts = [&](const GradSlot& slot) {
-        return slot ? DeviceScratch<float>(s.items * map_size, stream) : DeviceScratch<float>();
+        return slot ? DeviceScratch<float>(s.parts() * map_size, stream) : DeviceScratch<float>();
     };
     const DeviceScratch<float> dwq = map_parts(a.dwq), dwk = map_parts(a.dwk);
     fused_backward_rows({.in = in,
@@ -53,7 +57,8 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
                          .results = rows.results(),
                          .dq = PairRows(a.dq),
                          .dwq_parts = dwq.data(),
-                         .da_parts = da.data()},
+                         .da_parts = da.data(),
+                         .starts = starts.of_keys()},
                         d, stream);
     store_map_gradient(dwq.data(), s, s.heads, d, a.dwq, stream);
     store_mix_gradient(da.data(), in, a.dmix_logit, stream);
@@ -64,7 +69,8 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
                          .dk = dk.rows(s, d),
                          .dv = dv.rows(s, d),
                          .by_query_head = s.heads != s.kv_heads,
-                         .dwk_parts = dwk.data()},
+                         .dwk_parts = dwk.data(),
+                         .starts = starts.of_queries(rows.results(), s.blocks, 1)},
                         d, stream);
     dk.finish(s, d, stream), dv.finish(s, d, stream);
     store_map_gradient(dwk.data(), s, s.maps, d, a.dwk, stream);

@@ -10,8 +10,9 @@ struct FusedRowsArgs {
     AlignedHeads y, dy;
     FusedRowResults results;
     PairRows dq;
-    float* dwq_parts;  // [items,D,F], or null
-    double* da_parts;  // [items]: sum of D
+    float* dwq_parts;     // [items,segments,D,F], or null
+    double* da_parts;     // [items,segments]: sum of D
+    const float* starts;  // S, z of the segments
 };
 void fused_backward_rows(const FusedRowsArgs& args, int64_t d, Stream stream);
 
@@ -21,7 +22,8 @@ struct FusedKeysArgs {
     FusedRowResults results;
     PairRows dk, dv;
     bool by_query_head;
-    float* dwk_parts;  // [items,D,F], or null
+    float* dwk_parts;     // [items,segments,D,F], or null
+    const float* starts;  // T, t of the segments
 };
 void fused_backward_keys(const FusedKeysArgs& args, int64_t d, Stream stream);
 

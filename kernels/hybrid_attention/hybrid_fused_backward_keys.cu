@@ -1,7 +1,7 @@
 // Fused hybrid attention on tensor cores, backward: the walk over the keys, last block first.
 //
 // MATHS    hybrid_attention.h. For the keys of block c: the window's rows are blocks c and c+1; T and t hold rows of blocks >= c+2.
-// TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions in reverse; one thread block an SM
+// TILING   thread block = (batch entry, query head, segment), 8 warps, blocks of 64 positions in reverse; one thread block an SM
 //
 //            load   k(c) v(c)                           under step c+1; q, dN and numbers of block c+1 are still there
 //            [1]    q(c), dN(c), numbers, k(c-1) on     phi_q(c+1): warps 0-3    phi_k(c): warps 4-7    T's copy
@@ -21,7 +21,7 @@
 // LADDER   1 this.
 // SOURCE   arXiv 2410.10254; the order of a step is derived here.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
-#include "kernels/hybrid_attention/hybrid_fused_steps.cuh"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -129,36 +129,35 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
     const KeysRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
     const FusedHead head(s);
-    const __nv_bfloat16 *q = args.in.q.head(head.b, head.h), *k = args.in.k.head(head.b, head.hk),
-                        *v = args.in.v.head(head.b, head.hk);
+    const HeadInputs x(args.in, head);
     const int64_t rows = int64_t{s.blocks} * kFusedRows;
     const __nv_bfloat16* dn = args.results.dn + head.item * rows * D;
-    const float gamma = fmaxf(DeviceMix(args.in.mix_logit, args.in.spec, head.h).gamma, kLeastGamma);
 
-    const int last = s.blocks - 1;
-    copy_block(nth_tile(room.k, last % 2), k, args.in.k.strides[2], last, s.length);
-    copy_block(room.v, v, args.in.v.strides[2], last, s.length);
-    copy_block(nth_tile(room.q, s.blocks % 2), q, 0, -1, 0);
-    copy_block(nth_tile(room.dn, s.blocks % 2), dn, 0, -1, 0);
-    copy_numbers(room, args.results, 0, s.blocks, false);
+    const int from = s.blocks - 1 - head.first, to = s.blocks - head.last;  // this segment's blocks, both included
+    copy_block(nth_tile(room.k, from % 2), x.k, args.in.k.strides[2], from, s.length);
+    copy_block(room.v, x.v, args.in.v.strides[2], from, s.length);
+    copy_block(nth_tile(room.q, (from + 1) % 2), x.q, args.in.q.strides[2], from + 1, s.length);
+    copy_block(nth_tile(room.dn, (from + 1) % 2), dn, D, from + 1, static_cast<int>(rows));
+    copy_numbers(room, args.results, head.item * rows + (from + 1) * kFusedRows, from + 1, head.first > 0);
     copy_async_commit();
     load_map<D>(room.wq, args.in.wq, head.h);
     load_map<D>(room.wk, args.in.wk, head.hs);
 
     FeatureSums<D> sums;
+    begin_segment(sums, room.t, args.starts, s, head);
     MapGradient<D> dwk;
-    for (int c = last; c >= 0; --c) {
-        const bool far = c + 2 < s.blocks, grows = c >= 1 && c + 1 < s.blocks;
+    for (int c = from; c >= to; --c) {
+        const bool far = c + 2 < s.blocks, grows = c > to && c + 1 < s.blocks;
         const SharedTile<D> q_own = nth_tile(room.q, c % 2), q_next = nth_tile(room.q, (c + 1) % 2);
         const SharedTile<D> dn_own = nth_tile(room.dn, c % 2), dn_next = nth_tile(room.dn, (c + 1) % 2);
         const SharedTile<D> k_own = nth_tile(room.k, c % 2);
         copy_async_wait<0>();
         __syncthreads();  // [1] k(c), v(c) are here; step c+1 is over
-        copy_block(q_own, q, args.in.q.strides[2], c, s.length);
+        copy_block(q_own, x.q, args.in.q.strides[2], c, s.length);
         copy_block(dn_own, dn, D, c, static_cast<int>(rows));
         copy_numbers(room, args.results, head.item * rows + c * kFusedRows, c, true);
         copy_async_commit();
-        if (c > 0) copy_block(nth_tile(room.k, (c + 1) % 2), k, args.in.k.strides[2], c - 1, s.length);
+        if (c > to) copy_block(nth_tile(room.k, (c + 1) % 2), x.k, args.in.k.strides[2], c - 1, s.length);
         copy_async_commit();
         const int map_row = warp_index() % 4 * 16;
         if (warp_index() < 4 && grows) map_rows(q_next, map_row, room.wq, room.phi_q, nullptr, nullptr);
@@ -172,24 +171,24 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
             dphi.multiply_sums(room.v, sums);
             dphi.add_total(room.t, [](int) { return 1.0f; });
             dphi.put_dots(room.phi_k, room.dots);
-            dv.template add<kFusedFeatures>([&](int m, int x) { return load_a(room.phi_k, m, x); }, room.copy);
+            dv.template add<kFusedFeatures>([&](int m, int f) { return load_a(room.phi_k, m, f); }, room.copy);
         }
         copy_async_wait<1>();
         __syncthreads();  // [3] q(c), dN(c), numbers and shares are here; nobody reads T's copy any more
         if (far) dphi.put_du(room.phi_k, room.dots, room.du);
-        make_window(room, k_own, c, s.scale, gamma);
+        make_window(room, k_own, c, s.scale, x.gamma);
         __syncthreads();  // [4] du, P, dS are here; nobody reads v(c) any more
-        if (c > 0) copy_block(room.v, v, args.in.v.strides[2], c - 1, s.length);
+        if (c > to) copy_block(room.v, x.v, args.in.v.strides[2], c - 1, s.length);
         copy_async_commit();
 
-        dv.template add<kFusedRows>([&](int m, int x) { return load_a_transposed(room.p, m, x); }, dn_own);
-        dv.template add<kFusedRows>([&](int m, int x) { return load_a_transposed(room.p, m, kFusedRows + x); },
+        dv.template add<kFusedRows>([&](int m, int i) { return load_a_transposed(room.p, m, i); }, dn_own);
+        dv.template add<kFusedRows>([&](int m, int i) { return load_a_transposed(room.p, m, kFusedRows + i); },
                                     dn_next);
         store_keys(args, head, args.dv, c, dv);
         if (args.dk) {
             OutputTile<D> dk;
-            dk.template add<kFusedRows>([&](int m, int x) { return load_a_transposed(room.ds, m, x); }, q_own);
-            dk.template add<kFusedRows>([&](int m, int x) { return load_a_transposed(room.ds, m, kFusedRows + x); },
+            dk.template add<kFusedRows>([&](int m, int i) { return load_a_transposed(room.ds, m, i); }, q_own);
+            dk.template add<kFusedRows>([&](int m, int i) { return load_a_transposed(room.ds, m, kFusedRows + i); },
                                         q_next);
             if (far) dk.add_map(room.du, room.wk);
             store_keys(args, head, args.dk, c, dk);
@@ -200,7 +199,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
             sums.put_total(room.t);
         }
     }
-    if (kMap) dwk.store(args.dwk_parts, head.item);
+    if (kMap) dwk.store(args.dwk_parts, head.part());
 }
 
 }  // namespace
@@ -211,7 +210,7 @@ void fused_backward_keys(const FusedKeysArgs& args, int64_t d, Stream stream) {
             constexpr int kBytes = KeysRoom<dim()>::kBytes;
             const auto kernel = keys_kernel<dim(), map()>;
             allow_shared_memory(kernel, kBytes);
-            kernel<<<grid_x(args.in.shape.items), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
+            kernel<<<grid_x(args.in.shape.parts()), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
             LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
         });
     });

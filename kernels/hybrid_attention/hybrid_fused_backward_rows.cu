@@ -1,7 +1,7 @@
 // Fused hybrid attention on tensor cores, backward: the walk over the rows.
 //
 // MATHS    hybrid_attention.h. Left for the walk over the keys: dN, dZ, m, D / ties of every row.
-// TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions in order; one thread block an SM
+// TILING   thread block = (batch entry, query head, segment), 8 warps, blocks of 64 positions in order; one thread block an SM
 //
 //            load   q(b) k(b)                           under step b-1
 //            [1]    v(b), q(b+1), k(b+1) on their way   phi_q(b), phi_q.z: warps 0-3   phi_k(b-1): warps 4-7
@@ -21,13 +21,14 @@
 // LADDER   1 this.
 // SOURCE   arXiv 2410.10254; the gradient through the row maximum and the identity for D are derived in hybrid_attention.h.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
-#include "kernels/hybrid_attention/hybrid_fused_steps.cuh"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 
 namespace lc::kernels {
 namespace {
 
 template <int D>
 struct RowsRoom {
+    static constexpr int kQueryTiles = 2, kKeyTiles = 3;
     SharedTile<D> q, k, v, dn;  // 2, 3, 2, 1
     SharedTile<kFusedMap> wq, wk, du;
     SharedTile<kFusedFeatures> phi_q, phi_k, ds;
@@ -106,36 +107,27 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
     const RowsRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
     const FusedHead head(s);
-    const __nv_bfloat16 *q = args.in.q.head(head.b, head.h), *k = args.in.k.head(head.b, head.hk),
-                        *v = args.in.v.head(head.b, head.hk);
+    const HeadInputs x(args.in, head);
     const float factor = s.scale * kLog2E;
-    const float gamma = fmaxf(DeviceMix(args.in.mix_logit, args.in.spec, head.h).gamma, kLeastGamma);
 
-    copy_block(room.q, q, args.in.q.strides[2], 0, s.length);
-    copy_block(room.k, k, args.in.k.strides[2], 0, s.length);
-    copy_block(nth_tile(room.k, 2), k, 0, -1, 0);
-    copy_block(nth_tile(room.v, 1), v, 0, -1, 0);
-    copy_async_commit();
-    load_map<D>(room.wq, args.in.wq, head.h);
-    load_map<D>(room.wk, args.in.wk, head.hs);
-    if (threadIdx.x < kFusedRows) room.far[threadIdx.x] = 0;
-
+    begin_rows<D>(args.in, head, x, room);
     FeatureSums<D> state;
+    begin_segment(state, room.z, args.starts, s, head);
     MapGradient<D> dwq;
     double da = 0;
-    for (int b = 0; b < s.blocks; ++b) {
-        const bool far = b >= 2, grows = b >= 1 && b + 1 < s.blocks;
+    for (int b = head.first; b < head.last; ++b) {
+        const bool far = b >= 2, grows = b >= 1 && b + 1 < head.last;
         const int64_t first = (head.item * s.blocks + b) * kFusedRows;  // among the rows of all items
         const SharedTile<D> q_own = nth_tile(room.q, b % 2);
         const SharedTile<D> k_before = nth_tile(room.k, (b + 2) % 3), k_own = nth_tile(room.k, b % 3);
         const SharedTile<D> v_before = nth_tile(room.v, (b + 1) % 2), v_own = nth_tile(room.v, b % 2);
         copy_async_wait<0>();
         __syncthreads();  // [1] q(b), k(b) are here; step b-1 is over
-        copy_block(v_own, v, args.in.v.strides[2], b, s.length);
+        copy_block(v_own, x.v, args.in.v.strides[2], b, s.length);
         copy_async_commit();
-        if (b + 1 < s.blocks) {
-            copy_block(nth_tile(room.q, (b + 1) % 2), q, args.in.q.strides[2], b + 1, s.length);
-            copy_block(nth_tile(room.k, (b + 1) % 3), k, args.in.k.strides[2], b + 1, s.length);
+        if (b + 1 < head.last) {
+            copy_block(nth_tile(room.q, (b + 1) % 2), x.q, args.in.q.strides[2], b + 1, s.length);
+            copy_block(nth_tile(room.k, (b + 1) % 3), x.k, args.in.k.strides[2], b + 1, s.length);
         }
         copy_async_commit();
         const int map_row = warp_index() % 4 * 16;
@@ -147,7 +139,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
         upstream.load(args, head, int64_t{b} * kFusedRows);
         __syncthreads();  // [2] row maxima are here
         uint32_t weights[2][8];
-        window.make_weights(room.high, factor, gamma, room.sum,
+        window.make_weights(room.high, factor, x.gamma, room.sum,
                             [&](int half, int n, uint32_t pair) { weights[half][n] = pair; });
         const uint32_t highest = window.find_highest(room.high, room.ties);
         __syncthreads();  // [3] sums of weights and features are here
@@ -198,8 +190,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
             dq.each_row([&](int r, auto&& elements) {
                 const int64_t t = int64_t{b} * kFusedRows + r;
                 if (t >= s.length) return;
-                elements([&](int, int column, const float* x) {
-                    args.dq.put(head.b, head.h, t, column, make_float2(x[0], x[1]));
+                elements([&](int, int column, const float* pair) {
+                    args.dq.put(head.b, head.h, t, column, make_float2(pair[0], pair[1]));
                 });
             });
         }
@@ -209,9 +201,9 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
             state.put_total(room.z);
         }
     }
-    if (kMap) dwq.store(args.dwq_parts, head.item);
+    if (kMap) dwq.store(args.dwq_parts, head.part());
     da = fused_block_sum(da, sums);
-    if (threadIdx.x == 0) args.da_parts[head.item] = da;
+    if (threadIdx.x == 0) args.da_parts[head.part()] = da;
 }
 
 }  // namespace
@@ -222,7 +214,7 @@ void fused_backward_rows(const FusedRowsArgs& args, int64_t d, Stream stream) {
             constexpr int kBytes = RowsRoom<dim()>::kBytes;
             const auto kernel = rows_kernel<dim(), map()>;
             allow_shared_memory(kernel, kBytes);
-            kernel<<<grid_x(args.in.shape.items), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
+            kernel<<<grid_x(args.in.shape.parts()), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
             LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
         });
     });

@@ -1,7 +1,7 @@
 // Fused hybrid attention on tensor cores: forward. When it applies: hybrid_fused.h; steps: hybrid_fused_steps.cuh.
 //
 // MATHS    hybrid_attention.h. For the rows of block b: the window is blocks b-1 and b, S and z hold blocks <= b-2.
-// TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions in order; one thread block an SM
+// TILING   thread block = (batch entry, query head, segment), 8 warps, blocks of 64 positions in order; one thread block an SM
 //
 //            load   q(b) k(b)                           under the end of step b-1
 //            [1]    v(b) on its way; S's copy           phi_q(b), phi_q.z: warps 0-3   phi_k(b-1): warps 4-7
@@ -12,6 +12,7 @@
 //          [n]: barriers. Shared memory: q, 2 k, 2 v, S's copy [64 or 128,D], maps [D,F], phi_q, phi_k, P [64,128].
 //          Registers of a warp: 16 features of S in f32; 32 rows x D/4 columns of N.
 // COST     a row and query head, D = 128: 10 D^2 FLOPs, 5 D bytes (K and V shared by four heads in L2): 256 FLOP a byte.
+//          In segments 3 D^2 FLOPs and 4 D bytes on top (hybrid_fused_segments.cu).
 // NUMERICS products of bf16 with f32 sums; maps are rounded to bf16; S and z are f32, S enters products as bf16. Z adds up the
 //          weights and features as they are rounded for the products, so that a row with one key gives exactly its value.
 //          The row maximum is exact: taken over the whole window before any exponential; exp2 (ex2.approx) of (s - m) scale
@@ -19,7 +20,7 @@
 // LADDER   1 this.
 // SOURCE   arXiv 2410.10254; the order of a step is derived here.
 #include "kernels/hybrid_attention/hybrid_fused.h"
-#include "kernels/hybrid_attention/hybrid_fused_steps.cuh"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -28,10 +29,12 @@ struct ForwardArgs {
     FusedInputs in;
     AlignedHeads y;
     float *s_out, *z_out;  // [B,Hs,F',D], [B,Hs,F'], or null
+    const float* starts;   // S, z of the segments
 };
 
 template <int D>
 struct ForwardRoom {
+    static constexpr int kQueryTiles = 1, kKeyTiles = 2;
     SharedTile<D> q, k, v, state;  // k, v: two each
     SharedTile<kFusedMap> wq, wk;
     SharedTile<kFusedFeatures> phi_q, phi_k, p;
@@ -62,15 +65,9 @@ template <int D>
 __device__ __forceinline__ void store_state(const ForwardArgs& args, const FusedHead& head,
                                             const FeatureSums<D>& state) {
     const FusedShape& s = args.in.shape;
-    if (!args.s_out || head.h % (s.heads / s.maps) != 0) return;
+    if (!args.s_out || head.h % (s.heads / s.maps) != 0 || head.last != s.blocks) return;
     const int64_t first = (head.b * s.maps + head.hs) * kFusedFeatures;
-    state.put_total(args.z_out + first);
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<float2*>(args.s_out + (first + state.feature(half)) * D + 8 * n + 2 * quad_lane()) =
-                make_float2(state.c[0][n].c[2 * half], state.c[0][n].c[2 * half + 1]);
+    state.store(args.s_out + first * D, args.z_out + first);
 }
 
 template <int D>
@@ -79,28 +76,19 @@ __global__ void __launch_bounds__(kFusedThreads, 1) forward_kernel(const __grid_
     const ForwardRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
     const FusedHead head(s);
-    const __nv_bfloat16 *q = args.in.q.head(head.b, head.h), *k = args.in.k.head(head.b, head.hk),
-                        *v = args.in.v.head(head.b, head.hk);
+    const HeadInputs x(args.in, head);
     const float factor = s.scale * kLog2E;
-    const float gamma = fmaxf(DeviceMix(args.in.mix_logit, args.in.spec, head.h).gamma, kLeastGamma);
 
-    copy_block(room.q, q, args.in.q.strides[2], 0, s.length);
-    copy_block(room.k, k, args.in.k.strides[2], 0, s.length);
-    copy_block(nth_tile(room.k, 1), k, 0, -1, 0);
-    copy_block(nth_tile(room.v, 1), v, 0, -1, 0);
-    copy_async_commit();
-    load_map<D>(room.wq, args.in.wq, head.h);
-    load_map<D>(room.wk, args.in.wk, head.hs);
-    if (threadIdx.x < kFusedRows) room.far[threadIdx.x] = 0;
-
+    begin_rows<D>(args.in, head, x, room);
     FeatureSums<D> state;
-    for (int b = 0; b < s.blocks; ++b) {
-        const bool far = b >= 2, grows = b >= 1 && b + 1 < s.blocks;  // is there a state to read; will one be
+    begin_segment(state, room.z, args.starts, s, head);
+    for (int b = head.first; b < head.last; ++b) {
+        const bool far = b >= 2, grows = b >= 1 && b + 1 < head.last;  // is there a state to read; will one be
         const SharedTile<D> k_before = nth_tile(room.k, (b + 1) % 2), k_own = nth_tile(room.k, b % 2);
         const SharedTile<D> v_before = nth_tile(room.v, (b + 1) % 2), v_own = nth_tile(room.v, b % 2);
         copy_async_wait<0>();
         __syncthreads();  // [1] q(b), k(b) are here; step b-1 is over
-        copy_block(v_own, v, args.in.v.strides[2], b, s.length);
+        copy_block(v_own, x.v, args.in.v.strides[2], b, s.length);
         copy_async_commit();
         if (far) state.publish(room.state);
         const int map_row = warp_index() % 4 * 16;
@@ -109,12 +97,12 @@ __global__ void __launch_bounds__(kFusedThreads, 1) forward_kernel(const __grid_
         WindowTile window;
         window.make_scores(room.q, window.side == 0 ? k_before : k_own, b == 0, room.high);
         __syncthreads();  // [2] row maxima are here; nobody reads q(b), k(b-1) any more
-        if (b + 1 < s.blocks) {
-            copy_block(room.q, q, args.in.q.strides[2], b + 1, s.length);
-            copy_block(k_before, k, args.in.k.strides[2], b + 1, s.length);
+        if (b + 1 < head.last) {
+            copy_block(room.q, x.q, args.in.q.strides[2], b + 1, s.length);
+            copy_block(k_before, x.k, args.in.k.strides[2], b + 1, s.length);
         }
         copy_async_commit();
-        window.make_weights(room.high, factor, gamma, room.sum, [&](int half, int n, uint32_t pair) {
+        window.make_weights(room.high, factor, x.gamma, room.sum, [&](int half, int n, uint32_t pair) {
             pair_at(room.p, window.row + 8 * half + quad_row(), window.side * kFusedRows + 8 * n + 2 * quad_lane()) =
                 pair;
         });
@@ -146,12 +134,16 @@ __global__ void __launch_bounds__(kFusedThreads, 1) forward_kernel(const __grid_
 }  // namespace
 
 void hybrid_fused_forward(const HybridAttentionForward& a, Stream stream) {
-    const auto dense = [](const TensorView& view) { return view ? device_data<float>(view) : nullptr; };
-    const ForwardArgs args{FusedInputs(a), AlignedHeads(a.y), dense(a.s_out), dense(a.z_out)};
-    dispatch_head_dim(static_cast<int>(a.q.size(3)), [&](auto d) {
+    FusedInputs in(a);
+    in.shape.segments = segments_of(in.shape, a.q.device);
+    const int64_t head_dim = a.q.size(3);
+    const SegmentStarts starts(in, head_dim, stream);
+    const ForwardArgs args{in, AlignedHeads(a.y), device_data<float>(a.s_out), device_data<float>(a.z_out),
+                           starts.of_keys()};
+    dispatch_head_dim(static_cast<int>(head_dim), [&](auto d) {
         constexpr int kBytes = ForwardRoom<d()>::kBytes;
         allow_shared_memory(forward_kernel<d()>, kBytes);
-        forward_kernel<d()><<<grid_x(args.in.shape.items), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
+        forward_kernel<d()><<<grid_x(in.shape.parts()), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
         LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
     });
 }

@@ -1,7 +1,7 @@
 // The steps that the fused kernels share.
 //
-// TILING  A thread block of 8 warps walks one query head of one batch entry, in blocks of 64 positions (= w). Of a product
-//         [64 or 128 rows, N] a warp owns
+// TILING  A thread block of 8 warps walks one query head of one batch entry, or a segment of it, in blocks of 64 positions (= w).
+//         Of a product [64 or 128 rows, N] a warp owns
 //
 //           scores       16 queries x 64 keys: warp w has rows 16 (w % 4), side w / 4: keys of the block before | their own
 //           maps         16 rows x all of u, so that a row's softmax stays in four lanes
@@ -117,6 +117,28 @@ struct FeatureSums {
         if (quad_lane() != 0) return;
 #pragma unroll
         for (int half = 0; half < 2; ++half) to[feature(half)] = total.c[2 * half] + total.c[2 * half + 1];
+    }
+    // To and from [F',D] and [F'] in memory.
+    __device__ __forceinline__ void store(float* sums, float* totals) const {
+        put_total(totals);
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                *reinterpret_cast<float2*>(sums + feature(half) * D + 8 * n + 2 * quad_lane()) =
+                    make_float2(c[0][n].c[2 * half], c[0][n].c[2 * half + 1]);
+    }
+    __device__ __forceinline__ void load(const float* sums, const float* totals) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (quad_lane() == 0) total.c[2 * half] = totals[feature(half)];
+#pragma unroll
+            for (int n = 0; n < D / 8; ++n) {
+                const float2 pair =
+                    *reinterpret_cast<const float2*>(sums + feature(half) * D + 8 * n + 2 * quad_lane());
+                c[0][n].c[2 * half] = pair.x, c[0][n].c[2 * half + 1] = pair.y;
+            }
+        }
     }
     // A bf16 copy [F',D].
     __device__ __forceinline__ void publish(const SharedTile<D>& copy) const {

@@ -1,11 +1,11 @@
 // The ends of the fused gradients: what one thread block has a part of is added up in a fixed order.
 //
-// MATHS    dW[map] = sum over batch entries and the map's heads; da_h = (1-gamma) sum over batch entries; dk, dv of a KV head =
-//          sum over its query heads.
+// MATHS    dW[map] = sum over batch entries, the map's heads and their segments; da_h = (1-gamma) sum over batch entries and
+//          segments; dk, dv of a KV head = sum over its query heads.
 // TILING   one thread an element of dW or da; one thread eight elements of dk or dv.
-// COST     reads each part once: 4 D F bytes an item, 4 D bytes a row and query head of dk and dv together.
-// NUMERICS f32 sums (da: f64) in order of batch, then head. A head's share of dk and dv is rounded to bf16 on the way: the sum of
-//          r shares then carries r roundings of 2^-9 of a share, where bf16 gradients carry one of their sum anyway.
+// COST     reads each part once: 4 D F bytes an item and segment, 4 D bytes a row and query head of dk and dv together.
+// NUMERICS f32 sums (da: f64) in order of batch, head, segment. A head's share of dk and dv is rounded to bf16 on the way: the
+//          sum of r shares then carries r roundings of 2^-9 of a share, where bf16 gradients carry one of their sum anyway.
 // LADDER   1 this. A thread block cluster for the heads of a group would add dk and dv up before they leave the chip.
 // SOURCE   derived here.
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
@@ -15,23 +15,25 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void map_sum_kernel(const float* parts, int64_t batch, int64_t heads, int64_t maps, int64_t size,
+// `shares`: of one batch entry, those of a map one after the other.
+__global__ void map_sum_kernel(const float* parts, int64_t batch, int64_t shares, int64_t maps, int64_t size,
                                Operand out) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= maps * size) return;
-    const int64_t map = i / size, members = heads / maps;
+    const int64_t map = i / size, members = shares / maps;
     float sum = 0;
     for (int64_t b = 0; b < batch; ++b)
-        for (int64_t j = 0; j < members; ++j) sum += parts[(b * heads + map * members + j) * size + i % size];
+        for (int64_t j = 0; j < members; ++j) sum += parts[(b * shares + map * members + j) * size + i % size];
     out.put(i, sum);
 }
 
-__global__ void mix_sum_kernel(const double* parts, int64_t batch, int heads, Operand mix_logit, LinearizedSpec spec,
-                               Operand out) {
+__global__ void mix_sum_kernel(const double* parts, int64_t batch, int heads, int segments, Operand mix_logit,
+                               LinearizedSpec spec, Operand out) {
     const int h = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x;
     if (h >= heads) return;
     double sum = 0;
-    for (int64_t b = 0; b < batch; ++b) sum += parts[b * heads + h];
+    for (int64_t b = 0; b < batch; ++b)
+        for (int i = 0; i < segments; ++i) sum += parts[(b * heads + h) * segments + i];
     out.put(h, static_cast<float>(DeviceMix(mix_logit, spec, h).dlogit * sum));
 }
 
@@ -62,7 +64,7 @@ void store_map_gradient(const float* parts, const FusedShape& s, int64_t maps, i
     if (!slot) return;
     const int64_t size = d * kFusedMap;
     map_sum_kernel<<<grid_x(ceil_div(maps * size, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
-        parts, s.items / s.heads, s.heads, maps, size, Operand(slot));
+        parts, s.items / s.heads, int64_t{s.heads} * s.segments, maps, size, Operand(slot));
     LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
 }
 
@@ -70,7 +72,7 @@ void store_mix_gradient(const double* parts, const FusedInputs& in, const GradSl
     if (!slot) return;
     const FusedShape& s = in.shape;
     mix_sum_kernel<<<grid_x(ceil_div(s.heads, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
-        parts, s.items / s.heads, s.heads, in.mix_logit, in.spec, Operand(slot));
+        parts, s.items / s.heads, s.heads, s.segments, in.mix_logit, in.spec, Operand(slot));
     LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
 }
 

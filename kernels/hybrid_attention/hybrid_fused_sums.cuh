@@ -18,10 +18,10 @@ class FusedRowScratch {
     DeviceScratch<float> numbers_;
 };
 
-// slot [maps,D,F] (+)= sum of parts [B,H,D,F] over the batch and over the query heads that share a map.
+// slot [maps,D,F] (+)= sum of parts [B,H,segments,D,F] over the batch, the query heads that share a map, and segments.
 void store_map_gradient(const float* parts, const FusedShape& shape, int64_t maps, int64_t d, const GradSlot& slot,
                         Stream stream);
-// slot [H] (+)= (1-gamma) sum of parts [B,H] over the batch.
+// slot [H] (+)= (1-gamma) sum of parts [B,H,segments] over batch and segments.
 void store_mix_gradient(const double* parts, const FusedInputs& in, const GradSlot& slot, Stream stream);
 // slot [B,H_kv,T,D] (+)= sum of parts [B,H,blocks * 64,D] over the query heads of a group.
 void store_group_sum(const __nv_bfloat16* parts, const FusedShape& shape, int64_t d, const GradSlot& slot,

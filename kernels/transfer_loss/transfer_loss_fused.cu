@@ -1,7 +1,7 @@
 // Stage 1 on tensor cores: loss of hybrid attention against the teacher, and the gradients of its maps, in two walks.
 //
 // MATHS    transfer_loss.h.
-// TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions; one thread block an SM
+// TILING   thread block = (batch entry, query head, segment), 8 warps, blocks of 64 positions; one thread block an SM
 //
 //          rows, in order of the blocks: the forward (hybrid_fused_forward.cu), and behind its barrier [3]
 //                   N as there, y = N / Z               loss, dy = c (y - target), dN = dy / Z, shares of dZ = -dN.y
@@ -17,7 +17,7 @@
 //            [4]    dWk += k^T du_k
 //
 //          [n]: barriers. The first two blocks of rows see no far keys: only their loss is made. y is never stored.
-// COST     a row and query head, D = 128: 20 D^2 FLOPs, 12 D bytes.
+// COST     a row and query head, D = 128: 20 D^2 FLOPs, 12 D bytes; in segments what hybrid_fused_segments.cu says on top, twice.
 // NUMERICS as hybrid_fused_forward.cu; y is not rounded before the loss and dN. dN and du are rounded to bf16 as operands, dZ is
 //          made from dN as rounded. Squares of a block's rows are f32 sums of 32 a thread, everything beyond is f64.
 // LADDER   1 this.
@@ -29,7 +29,7 @@
 #include "kernels/common/cuda/sum.cuh"
 #include "kernels/common/dispatch.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
-#include "kernels/hybrid_attention/hybrid_fused_steps.cuh"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
 
 namespace lc::kernels {
@@ -40,12 +40,14 @@ struct TransferArgs {
     AlignedHeads target;
     float slope;  // dy = slope (y - target)
     FusedRowResults results;
-    double *loss_parts, *da_parts;  // [items]: sum of squares; sum of D
-    float *dwq_parts, *dwk_parts;   // [items,D,F]
+    double *loss_parts, *da_parts;  // [items,segments]: sum of squares; sum of D
+    float *dwq_parts, *dwk_parts;   // [items,segments,D,F]
+    const float* starts;            // of the walk's segments: S, z or T, t
 };
 
 template <int D>
 struct RowsRoom {
+    static constexpr int kQueryTiles = 2, kKeyTiles = 2;
     SharedTile<D> q, k, v, dn, state;  // q, k, v: two each
     SharedTile<kFusedMap> wq, wk;
     SharedTile<kFusedFeatures> phi_q, phi_k, p;
@@ -161,33 +163,24 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
     const RowsRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
     const FusedHead head(s);
-    const __nv_bfloat16 *q = args.in.q.head(head.b, head.h), *k = args.in.k.head(head.b, head.hk),
-                        *v = args.in.v.head(head.b, head.hk);
+    const HeadInputs x(args.in, head);
     const float factor = s.scale * kLog2E;
-    const float gamma = fmaxf(DeviceMix(args.in.mix_logit, args.in.spec, head.h).gamma, kLeastGamma);
 
-    copy_block(room.q, q, args.in.q.strides[2], 0, s.length);
-    copy_block(room.k, k, args.in.k.strides[2], 0, s.length);
-    copy_block(nth_tile(room.k, 1), k, 0, -1, 0);
-    copy_block(nth_tile(room.v, 1), v, 0, -1, 0);
-    copy_async_commit();
-    load_map<D>(room.wq, args.in.wq, head.h);
-    load_map<D>(room.wk, args.in.wk, head.hs);
-    if (threadIdx.x < kFusedRows) room.far[threadIdx.x] = 0;
-
+    begin_rows<D>(args.in, head, x, room);
     FeatureSums<D> state;
+    begin_segment(state, room.z, args.starts, s, head);
     MapGradient<D> dwq;
     double squares = 0, da = 0;
-    for (int b = 0; b < s.blocks; ++b) {
-        const bool far = b >= 2, grows = b >= 1 && b + 1 < s.blocks;
+    for (int b = head.first; b < head.last; ++b) {
+        const bool far = b >= 2, grows = b >= 1 && b + 1 < head.last;
         const SharedTile<D> q_own = nth_tile(room.q, b % 2);
         const SharedTile<D> k_before = nth_tile(room.k, (b + 1) % 2), k_own = nth_tile(room.k, b % 2);
         const SharedTile<D> v_before = nth_tile(room.v, (b + 1) % 2), v_own = nth_tile(room.v, b % 2);
         copy_async_wait<0>();
         __syncthreads();  // [1] q(b), k(b) are here; step b-1 is over
-        copy_block(v_own, v, args.in.v.strides[2], b, s.length);
+        copy_block(v_own, x.v, args.in.v.strides[2], b, s.length);
         copy_async_commit();
-        if (b + 1 < s.blocks) copy_block(nth_tile(room.q, (b + 1) % 2), q, args.in.q.strides[2], b + 1, s.length);
+        if (b + 1 < head.last) copy_block(nth_tile(room.q, (b + 1) % 2), x.q, args.in.q.strides[2], b + 1, s.length);
         if (far) state.publish(room.state);
         const int map_row = warp_index() % 4 * 16;
         if (warp_index() < 4 && far) map_rows(q_own, map_row, room.wq, room.phi_q, room.z, room.far);
@@ -195,9 +188,9 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
         WindowTile window;
         window.make_scores(q_own, window.side == 0 ? k_before : k_own, b == 0, room.high);
         __syncthreads();  // [2] row maxima are here; nobody reads k(b-1) any more
-        if (b + 1 < s.blocks) copy_block(k_before, k, args.in.k.strides[2], b + 1, s.length);
+        if (b + 1 < head.last) copy_block(k_before, x.k, args.in.k.strides[2], b + 1, s.length);
         copy_async_commit();
-        window.make_weights(room.high, factor, gamma, room.sum, [&](int half, int n, uint32_t pair) {
+        window.make_weights(room.high, factor, x.gamma, room.sum, [&](int half, int n, uint32_t pair) {
             pair_at(room.p, window.row + 8 * half + quad_row(), window.side * kFusedRows + 8 * n + 2 * quad_lane()) =
                 pair;
         });
@@ -234,11 +227,11 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
     double* parts = reinterpret_cast<double*>(room.z);  // its last reader is a barrier behind
     __syncthreads();
     squares = fused_block_sum(squares, parts);
-    if (threadIdx.x == 0) args.loss_parts[head.item] = squares;
+    if (threadIdx.x == 0) args.loss_parts[head.part()] = squares;
     if (!kGradients) return;
-    dwq.store(args.dwq_parts, head.item);
+    dwq.store(args.dwq_parts, head.part());
     da = fused_block_sum(da, parts + kWarps);
-    if (threadIdx.x == 0) args.da_parts[head.item] = da;
+    if (threadIdx.x == 0) args.da_parts[head.part()] = da;
 }
 
 template <int D>
@@ -274,32 +267,33 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
     extern __shared__ __align__(128) unsigned char shared[];
     const KeysRoom<D> room(SharedRoom{shared});
     const FusedShape& s = args.in.shape;
-    const FusedHead head(s);
-    const __nv_bfloat16 *q = args.in.q.head(head.b, head.h), *k = args.in.k.head(head.b, head.hk),
-                        *v = args.in.v.head(head.b, head.hk);
+    const FusedHead head(s, s.blocks - 2);
+    const HeadInputs x(args.in, head);
     const int rows = s.blocks * kFusedRows;
     const __nv_bfloat16* dn = args.results.dn + head.item * rows * D;
     const auto fetch = [&](int c) {
-        copy_block(nth_tile(room.q, c % 2), q, args.in.q.strides[2], c + 2, s.length);
+        copy_block(nth_tile(room.q, c % 2), x.q, args.in.q.strides[2], c + 2, s.length);
         copy_block(nth_tile(room.dn, c % 2), dn, D, c + 2, rows);
-        copy_block(nth_tile(room.k, c % 2), k, args.in.k.strides[2], c, s.length);
-        copy_block(nth_tile(room.v, c % 2), v, args.in.v.strides[2], c, s.length);
+        copy_block(nth_tile(room.k, c % 2), x.k, args.in.k.strides[2], c, s.length);
+        copy_block(nth_tile(room.v, c % 2), x.v, args.in.v.strides[2], c, s.length);
         if (threadIdx.x < kFusedRows / 4)
             copy_async(room.dz + c % 2 * kFusedRows + threadIdx.x * 4,
                        args.results.dz + head.item * rows + (c + 2) * kFusedRows + threadIdx.x * 4);
         copy_async_commit();
     };
-    fetch(s.blocks - 3);
+    const int from = s.blocks - 3 - head.first, to = s.blocks - 2 - head.last;  // this segment's blocks
+    fetch(from);
     load_map<D>(room.wq, args.in.wq, head.h);
     load_map<D>(room.wk, args.in.wk, head.hs);
 
     FeatureSums<D> sums;
+    begin_segment(sums, room.t, args.starts, s, head);
     MapGradient<D> dwk;
-    for (int c = s.blocks - 3; c >= 0; --c) {
+    for (int c = from; c >= to; --c) {
         const SharedTile<D> k_own = nth_tile(room.k, c % 2);
         copy_async_wait<0>();
         __syncthreads();  // [1] this step's tiles are here; step c+1 is over
-        if (c > 0) fetch(c - 1);
+        if (c > to) fetch(c - 1);
         const int map_row = warp_index() % 4 * 16;
         if (warp_index() < 4)
             map_rows(nth_tile(room.q, c % 2), map_row, room.wq, room.phi_q, nullptr, nullptr);
@@ -318,7 +312,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
         __syncthreads();  // [4] du is here
         dwk.add(k_own, room.du);
     }
-    dwk.store(args.dwk_parts, head.item);
+    dwk.store(args.dwk_parts, head.part());
 }
 
 void launch_rows(const TransferArgs& args, int64_t d, bool gradients, Stream stream) {
@@ -327,7 +321,7 @@ void launch_rows(const TransferArgs& args, int64_t d, bool gradients, Stream str
             constexpr int kBytes = RowsRoom<dim()>::kBytes;
             const auto kernel = rows_kernel<dim(), wanted()>;
             allow_shared_memory(kernel, kBytes);
-            kernel<<<grid_x(args.in.shape.items), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
+            kernel<<<grid_x(args.in.shape.parts()), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
             LC_LAUNCHED("transfer_loss", cuda::handle_of(stream));
         });
     });
@@ -337,7 +331,7 @@ void launch_keys(const TransferArgs& args, int64_t d, Stream stream) {
     dispatch_head_dim(static_cast<int>(d), [&](auto dim) {
         constexpr int kBytes = KeysRoom<dim()>::kBytes;
         allow_shared_memory(keys_kernel<dim()>, kBytes);
-        keys_kernel<dim()><<<grid_x(args.in.shape.items), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
+        keys_kernel<dim()><<<grid_x(args.in.shape.parts()), kFusedThreads, kBytes, cuda::handle_of(stream)>>>(args);
         LC_LAUNCHED("transfer_loss", cuda::handle_of(stream));
     });
 }
@@ -349,34 +343,38 @@ bool transfer_loss_fused_covers(const TransferLoss& args, const HybridAttentionF
 }
 
 void transfer_loss_fused(const TransferLoss& a, const HybridAttentionForward& attention, Stream stream) {
-    const FusedInputs in(attention);
+    FusedInputs in(attention);
+    in.shape.segments = segments_of(in.shape, a.q.device);
     const FusedShape& s = in.shape;
     const int64_t d = a.q.size(3), map_size = d * kFusedMap;
     const double numel = static_cast<double>(a.q.numel());
     const HybridMapSlots& out = a.gradients;
     const bool gradients = out.any();
-    const DeviceScratch<double> sums(2 * s.items, stream);
+    const SegmentStarts starts(in, d, stream);
+    const DeviceScratch<double> sums(2 * s.parts(), stream);
     std::optional<FusedRowScratch> rows;
     DeviceScratch<float> dwq, dwk;
-    if (gradients) rows.emplace(s, d, stream), dwq = {s.items * map_size, stream};
-    if (out.dwk) dwk = {s.items * map_size, stream};
-    const TransferArgs args{in,
-                            AlignedHeads(a.target),
-                            static_cast<float>(2 * a.factor / numel),
-                            rows ? rows->results() : FusedRowResults{},
-                            sums.data(),
-                            sums.data() + s.items,
-                            dwq.data(),
-                            dwk.data()};
+    if (gradients) rows.emplace(s, d, stream), dwq = {s.parts() * map_size, stream};
+    if (out.dwk) dwk = {s.parts() * map_size, stream};
+    TransferArgs args{in,
+                      AlignedHeads(a.target),
+                      static_cast<float>(2 * a.factor / numel),
+                      rows ? rows->results() : FusedRowResults{},
+                      sums.data(),
+                      sums.data() + s.parts(),
+                      dwq.data(),
+                      dwk.data(),
+                      starts.of_keys()};
     launch_rows(args, d, gradients, stream);
-    sum_total(args.loss_parts, s.items, a.factor / numel, a.loss, stream);
+    sum_total(args.loss_parts, s.parts(), a.factor / numel, a.loss, stream);
     store_map_gradient(dwq.data(), s, s.heads, d, out.dwq, stream);
     store_mix_gradient(args.da_parts, in, out.dmix_logit, stream);
     if (!out.dwk) return;
-    if (s.blocks > 2)
+    if (s.blocks > 2) {
+        args.starts = starts.of_queries(args.results, s.blocks - 2, 0);
         launch_keys(args, d, stream);
-    else
-        LC_CUDA(cudaMemsetAsync(dwk.data(), 0, s.items * map_size * sizeof(float), cuda::handle_of(stream)));
+    } else
+        LC_CUDA(cudaMemsetAsync(dwk.data(), 0, s.parts() * map_size * sizeof(float), cuda::handle_of(stream)));
     store_map_gradient(dwk.data(), s, s.maps, d, out.dwk, stream);
 }
 

@@ -1,4 +1,5 @@
-// Stage 1 in the fused form of hybrid attention (kernels/hybrid_attention/hybrid_fused.h): two kernels and three sums.
+// Stage 1 in the fused form of hybrid attention (kernels/hybrid_attention/hybrid_fused.h): two kernels, in segments
+// where that form is, and three sums.
 #pragma once
 #include "kernels/transfer_loss/transfer_loss.h"
 

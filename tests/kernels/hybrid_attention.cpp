@@ -1,5 +1,6 @@
 // The quadratic, the block and the recurrent form of hybrid attention are one function, and cuts are free.
 #include "core/parallel.h"
+#include "kernels/hybrid_attention/hybrid_fused.h"
 #include "tests/kernels/hybrid_problem.h"
 
 namespace lc::testing {
@@ -22,6 +23,25 @@ TEST(HybridForms, QuadraticBlockAndRecurrentAgreeForEveryLength) {
             ASSERT_LT(difference(chunked.z, exact.z) + difference(decoder.z, exact.z), 1e-12) << name_of(spec);
         }
     }
+}
+
+// The GPU's fused form: B x H = items thread blocks where they fill the device, segments of four blocks or more where they do not.
+TEST(HybridFused, CutsSequencesOnlyWhereMultiprocessorsAreIdle) {
+    struct {
+        int64_t items, blocks, segments;
+    } const cases[] = {{256, 16, 1}, {133, 256, 1},  {132, 256, 1}, {67, 256, 1}, {66, 256, 2},
+                       {32, 512, 4}, {32, 16, 4},    {32, 15, 3},   {32, 8, 2},   {32, 7, 1},
+                       {2, 13, 3},   {1, 4096, 132}, {1, 1, 1}};
+    for (const auto& c : cases)
+        EXPECT_EQ(kernels::hybrid_fused_segments(c.items, c.blocks, 132), c.segments) << c.items << " x " << c.blocks;
+    for (int64_t items = 1; items < 200; ++items)
+        for (int64_t blocks = 1; blocks < 300; ++blocks) {
+            const int64_t segments = kernels::hybrid_fused_segments(items, blocks, 108);
+            ASSERT_GE(segments, 1);
+            if (segments == 1) continue;
+            ASSERT_LE(items * segments, 108) << "all segments run at once";
+            ASSERT_GE(blocks / segments, 4) << items << " x " << blocks;
+        }
 }
 
 TEST(HybridForms, QuadraticAndBlockGradientsAgree) {

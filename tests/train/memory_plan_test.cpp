@@ -3,6 +3,7 @@
 #include "tests/io/faults.h"
 #include "tests/train/memory_cases.h"
 #include "train/memory_ghost.h"
+#include "train/memory_workspace.h"
 
 namespace lc::train {
 namespace {
@@ -90,6 +91,26 @@ TEST(MemoryPlan, OfAnEightBillionModel) {
     shallow.config.num_layers = 3;
     const char* one_layer = "activations, one layer";
     EXPECT_EQ(bytes_of(plan_memory(transfer), one_layer), bytes_of(plan_memory(shallow), one_layer));
+}
+
+// Llama-3-8B's attention on 132 multiprocessors: eight sequences of 1024 fill them, one of 16384 is walked in four segments.
+TEST(MemoryPlan, CountsTheSegmentsOfALongSequence) {
+    memory::AttentionCall call{.batch = 8, .heads = 32, .kv_heads = 8, .length = 1024, .head_dim = 128, .features = 64};
+    call.dtype = DType::bf16;
+    const auto total = [](const memory::Buffers& bytes) {
+        return std::accumulate(bytes.begin(), bytes.end(), int64_t{});
+    };
+    EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), 0);
+    call.batch = 1, call.length = 16384;
+    const int64_t states = 32 * 3 * 128 * 129 * 4, rows = 32 * 16384, map = 128 * 64 * 4;
+    EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), states);
+    EXPECT_EQ(total(memory::cuda_transfer_loss_workspace(call)), states + 2 * 8 * 32 * 4);
+    call.dmaps = true;
+    const int64_t gradients = rows * (2 * 128 + 3 * 4) + 2 * 32 * 4 * map;
+    EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), states + gradients + 8 * 32 * 4);
+    EXPECT_EQ(total(memory::cuda_transfer_loss_workspace(call)), states + gradients + 2 * 8 * 32 * 4);
+    call.multiprocessors = 32;
+    EXPECT_LT(total(memory::cuda_transfer_loss_workspace(call)), gradients);
 }
 
 TEST(MemoryPlan, TableSaysWhatWouldFit) {
