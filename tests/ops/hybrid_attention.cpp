@@ -149,7 +149,7 @@ void add_carried() {
     }
 }
 
-// Sizes of the GPU's fused form: heads of 64 and 128, one block of rows to five, tails, groups of heads; and as models call it,
+// Sizes of the GPU's fused form: heads of 64 and 128, one block of rows to five, tails, groups of heads, segments; and as models call it,
 // where q, k, v and their gradients are [B,T,H,D] in memory.
 void add_fused() {
     const auto heavy = [](OpCase c) {
@@ -170,6 +170,13 @@ void add_fused() {
         heavy(make(fmt::format("fused_T{}", length),
                    {.length = length, .spec = spec, .d = 64, .f = 64, .kv_heads = 2, .batch = 2}));
     heavy(make("fused_state_out", {.length = 210, .spec = spec, .d = 128, .f = 64, .want_state = true}));
+    // Few heads of a longer sequence: three and two segments, each with a tail.
+    heavy(make("fused_segments_d128", {.length = 800, .spec = spec, .d = 128, .f = 64, .kv_heads = 1}));
+    heavy(make("fused_segments_d64_kv_maps",
+               {.length = 580, .spec = spec, .d = 64, .f = 64, .heads = 4, .kv_heads = 2, .maps_per_kv_head = true}));
+    heavy(make(
+        "fused_segments_state_out",
+        {.length = 800, .spec = spec, .d = 128, .f = 64, .kv_heads = 1, .maps_per_kv_head = true, .want_state = true}));
     OpCase projected =
         make("fused_as_projected", {.length = 200, .spec = spec, .d = 128, .f = 64, .heads = 4, .kv_heads = 2});
     for (int i = 0; i < 3; ++i) std::swap(projected.inputs[i].shape[1], projected.inputs[i].shape[2]);
@@ -186,7 +193,8 @@ void add_bench() {
     OpCase c = make("8x1024_h8_kv4_d64_w64",
                     {.length = 1024, .spec = terraced(64), .d = 64, .f = 64, .heads = 8, .kv_heads = 4, .batch = 8});
     c.bench = Bench::cpu;
-    c.forward = {.flops = 2 * rows * (2 * d * features / 2 + 2 * features * d + 2 * window * d), .numbers = 3 * rows * d};
+    c.forward = {.flops = 2 * rows * (2 * d * features / 2 + 2 * features * d + 2 * window * d),
+                 .numbers = 3 * rows * d};
     c.backward = {.flops = 2.5 * c.forward.flops, .numbers = 2.5 * c.forward.numbers};
     add(c);
 }
@@ -196,8 +204,13 @@ void add_bench() {
 // blocks.
 void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
     using namespace llama8b;
-    OpCase c = make(variant, {.length = length, .spec = terraced(kWindow), .d = kHeadDim, .f = kMapSize, .heads = kHeads,
-                              .kv_heads = kKvHeads, .batch = batch});
+    OpCase c = make(variant, {.length = length,
+                              .spec = terraced(kWindow),
+                              .d = kHeadDim,
+                              .f = kMapSize,
+                              .heads = kHeads,
+                              .kv_heads = kKvHeads,
+                              .batch = batch});
     for (int i = 0; i < 3; ++i) std::swap(c.inputs[i].shape[1], c.inputs[i].shape[2]);
     for (int i = 3; i < 6; ++i) c.inputs[i].differentiable = false;
     c.run = [run = std::move(c.run)](Tensors in) -> Tensors {
@@ -219,7 +232,9 @@ LC_OP_CASES(hybrid_attention) {
     add_bench();
     add_gpu_bench("llama8b_8x1024_w64", 8, 1024);
     add_gpu_bench("llama8b_2x4096_w64", 2, 4096);
+    add_gpu_bench("llama8b_1x1024_w64", 1, 1024);
     add_gpu_bench("llama8b_1x16384_w64", 1, 16384);
+    add_gpu_bench("llama8b_1x32768_w64", 1, 32768);
     add_lengths();
     add_heads_and_sizes();
     add_kinds();

@@ -92,16 +92,21 @@ void add_window(const std::string& name, WindowKind window) {
 }
 
 // A micro-batch of stage 1: q, k, v and target are [B,T,H,D] in memory. Counted as in hybrid_attention.cpp.
-void add_gpu_bench() {
+void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
     using namespace llama8b;
-    OpCase c = make("llama8b_8x1024_w64", {.length = kLength, .spec = spec_of(WindowKind::terraced, kWindow), .d = kHeadDim,
-                                           .f = kMapSize, .heads = kHeads, .kv_heads = kKvHeads, .batch = kBatch});
+    OpCase c = make(variant, {.length = length,
+                              .spec = spec_of(WindowKind::terraced, kWindow),
+                              .d = kHeadDim,
+                              .f = kMapSize,
+                              .heads = kHeads,
+                              .kv_heads = kKvHeads,
+                              .batch = batch});
     for (int i = 0; i < 4; ++i) std::swap(c.inputs[i].shape[1], c.inputs[i].shape[2]);
     c.run = [run = std::move(c.run)](Tensors in) -> Tensors {
         for (int i = 0; i < 4; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
         return run(in);
     };
-    const double rows = kTokens * kHeads, d = kHeadDim, shared = 1.0 * kKvHeads / kHeads;
+    const double rows = static_cast<double>(batch * length * kHeads), d = kHeadDim, shared = 1.0 * kKvHeads / kHeads;
     const double fm = 2 * d * kMapSize, mm = 2 * d * 2 * kMapSize;
     // Two sweeps: q, k, v, target -> dN, dWq; then q, k, v, dN -> dWk; four f32 row scalars.
     c.forward = {.flops = rows * (6 * fm + 7 * mm), .numbers = rows * d * (5 + 4 * shared), .bytes = rows * 16};
@@ -127,6 +132,9 @@ void add_fused() {
                                 .batch = 2,
                                 .maps_per_kv_head = true});
     heavy("fused_T100", {.length = 100, .spec = spec, .d = 128, .f = 64});
+    heavy("fused_segments_d128", {.length = 800, .spec = spec, .d = 128, .f = 64});
+    heavy("fused_segments_d64_kv_maps",
+          {.length = 580, .spec = spec, .d = 64, .f = 64, .heads = 4, .kv_heads = 2, .maps_per_kv_head = true});
     heavy("fused_T192", {.length = 192, .spec = spec, .d = 64, .f = 64, .kv_heads = 2, .batch = 2});
 }
 
@@ -147,9 +155,12 @@ LC_OP_CASES(transfer_loss) {
                                                   .kv_heads = 4,
                                                   .batch = 8});
     bench.bench = Bench::cpu;
-    bench.forward = {.flops = 2 * rows * (2 * d * features + 2 * window * d + 5 * features * d), .numbers = 3 * rows * d};
+    bench.forward = {.flops = 2 * rows * (2 * d * features + 2 * window * d + 5 * features * d),
+                     .numbers = 3 * rows * d};
     add(bench);
-    add_gpu_bench();
+    add_gpu_bench("llama8b_8x1024_w64", llama8b::kBatch, llama8b::kLength);
+    add_gpu_bench("llama8b_1x1024_w64", 1, 1024);
+    add_gpu_bench("llama8b_1x32768_w64", 1, 32768);
 }
 
 }  // namespace lc::testing
