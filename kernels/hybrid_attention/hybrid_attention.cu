@@ -26,7 +26,7 @@ __global__ void output_kernel(ChunkGrid g, HeadOf head, const float* n, const fl
     for (int i = threadIdx.x % kWarp; i < y.d; i += kWarp) out[i * y.stride_d] = from_float<T>(n[r * ld + i] / z[r]);
 }
 
-// Pure linear attention, which shares the chunked form, has no other.
+// Pure linear attention, which shares the chunked form, counts its own.
 void count_fallback(const HybridAttentionForward& args) {
     if (args.spec.window != WindowKind::none) profile_count("fallback hybrid_attention");
 }
