@@ -74,6 +74,24 @@ OpCase as_projected(OpCase c) {
     return c;
 }
 
+// Sizes of the GPU's fused form: heads of 64 and 128, one block of rows to four, tails, groups of heads; and as models call
+// it. Five rows see one key each where inputs are large: Z is then near 1e-12, and no gradient may come of it.
+void add_fused() {
+    const auto heavy = [](OpCase c) {
+        c.heavy = true;
+        add(std::move(c));
+    };
+    heavy(make("fused_d128", {.batch = 1, .heads = 4, .states = 4, .t = 200, .d = 128, .f = 64}));
+    heavy(make("fused_d64_kv_maps", {.heads = 4, .kv_heads = 1, .states = 1, .t = 129, .d = 64, .f = 64}));
+    for (const int64_t t : {5, 63, 64, 65, 192})
+        heavy(make(fmt::format("fused_T{}", t), {.kv_heads = 1, .t = t, .d = 64, .f = 64}));
+    OpCase one = make("fused_T1", {.t = 1, .d = 128, .f = 64});
+    for (const int i : {0, 1, 3, 4}) one.inputs[i].differentiable = false;  // noise, as in t1
+    heavy(one);
+    heavy(make("fused_state_out", {.batch = 1, .heads = 4, .t = 90, .d = 128, .f = 64, .state_out = true}));
+    heavy(as_projected(make("fused_as_projected", {.batch = 1, .heads = 4, .states = 4, .t = 130, .d = 128, .f = 64})));
+}
+
 // A training step of stage 2: the maps are frozen. Counted for a token and query head in chunks of 64 keys, K and V read once a
 // group of heads; fm is a map, mm a product with the state, cc one within the chunk.
 void add_gpu_bench() {
@@ -135,6 +153,7 @@ LC_OP_CASES(linear_attention) {
         make("8x1024_h8_d64", {.batch = 8, .heads = 8, .kv_heads = 8, .states = 8, .t = 1024, .d = 64, .f = 64});
     bench.bench = Bench::cpu;
     add(bench);
+    add_fused();
     add_gpu_bench();
 }
 
