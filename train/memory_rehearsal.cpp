@@ -215,18 +215,21 @@ AttentionCall Rehearsal::call_of(const Ghost& q) const {
             .multiprocessors = multiprocessors_};
 }
 
-std::vector<Workspace> Rehearsal::attention_workspace(const AttentionCall& call, const Buffers& cuda) const {
+std::vector<Workspace> Rehearsal::attention_workspace(const AttentionCall& call, const Buffers& cuda,
+                                                      bool fused) const {
     const int64_t block = std::min<int64_t>(call.length, 64);
     const Workspace gemm{Owner::products, product_workspace({block, 2 * block, call.head_dim, true}, device_)};
     if (device_ == DeviceType::cpu) return {gemm};
     const Workspace attention{Owner::attention, cuda};
-    return is_fused(call) ? std::vector<Workspace>{attention} : std::vector<Workspace>{attention, gemm};
+    return fused ? std::vector<Workspace>{attention} : std::vector<Workspace>{attention, gemm};
 }
 
 Ghost Rehearsal::linearized_attention(const Layer& layer, const Qkv& x) {
     Ghost y = tape_.make(x.q.numel, x.q.dtype);
     AttentionCall call = call_of(x.q);
-    const auto workspace = [&] { return attention_workspace(call, cuda_linearized_attention_workspace(call)); };
+    const auto workspace = [&] {
+        return attention_workspace(call, cuda_linearized_attention_workspace(call), is_fused(call));
+    };
     const auto forward = workspace();
     call.dq = x.q.gradient != nullptr, call.dk = x.k.gradient != nullptr, call.dv = x.v.gradient != nullptr;
     call.dmaps = layer.maps[0].gradient != nullptr;
@@ -314,7 +317,7 @@ void Rehearsal::transfer_loss(const Layer& layer, const Qkv& x, bool train) {
         if (train) unit.push_back(tape_.make(map.numel, DType::f32));
     AttentionCall call = call_of(x.q);
     call.dmaps = train;
-    const auto workspace = attention_workspace(call, cuda_transfer_loss_workspace(call));
+    const auto workspace = attention_workspace(call, cuda_transfer_loss_workspace(call), is_fused_transfer_loss(call));
     tape_.run({.inputs = layer.maps, .saved = unit, .outputs = {&loss}, .forward = workspace});
     if (train) tape_.backward({loss});
 }

@@ -43,7 +43,7 @@ class Rehearsal {
     bool converted(int64_t index) const;
     bool has_lora(int64_t index, std::string_view target) const;
     AttentionCall call_of(const Ghost& q) const;
-    std::vector<Workspace> attention_workspace(const AttentionCall& call, const Buffers& cuda) const;
+    std::vector<Workspace> attention_workspace(const AttentionCall& call, const Buffers& cuda, bool fused) const;
     Buffers products(int64_t in, int64_t out, int64_t rounded_weight) const;
 
     Ghost embed(int64_t rows);

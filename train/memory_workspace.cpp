@@ -140,21 +140,37 @@ Buffers chunked_workspace(const AttentionCall& c) {
     return bytes;
 }
 
+// Of linear attention: two numbers a row; a dW an item; dk and dv of each query head of a group.
+Buffers fused_linear_workspace(const AttentionCall& c) {
+    if (!c.backward()) return {};
+    const int64_t map = kFloat * c.batch * c.heads * c.head_dim * c.features;
+    const int64_t part = c.heads == c.kv_heads ? 0 : size_of(c.dtype) * FusedWalk(c).rows * c.head_dim;
+    return {2 * kFloat * FusedWalk(c).rows, c.dmaps ? map : 0, c.dmaps ? map : 0, c.dk ? part : 0, c.dv ? part : 0};
+}
+
+bool takes_fused_inputs(const AttentionCall& c) {
+    return c.dtype == DType::bf16 && (c.head_dim == 64 || c.head_dim == 128) && c.features == 64 && c.bias_width == 0 &&
+           !c.spec.skip && c.spec.activation == kernels::FeatureActivation::softmax_dim;
+}
+
 }  // namespace
 
 bool is_fused(const AttentionCall& c) {
-    const kernels::LinearizedSpec& spec = c.spec;
-    return c.dtype == DType::bf16 && (c.head_dim == 64 || c.head_dim == 128) && c.features == 64 && c.bias_width == 0 &&
-           spec.window == kernels::WindowKind::terraced && spec.window_size == 64 && !spec.skip && !spec.affine &&
-           spec.activation == kernels::FeatureActivation::softmax_dim;
+    return is_fused_transfer_loss(c) || (takes_fused_inputs(c) && c.spec.window == kernels::WindowKind::none);
+}
+
+bool is_fused_transfer_loss(const AttentionCall& c) {
+    return takes_fused_inputs(c) && c.spec.window == kernels::WindowKind::terraced && c.spec.window_size == 64 &&
+           !c.spec.affine;
 }
 
 Buffers cuda_linearized_attention_workspace(const AttentionCall& c) {
-    return is_fused(c) ? fused_workspace(c) : chunked_workspace(c);
+    if (!is_fused(c)) return chunked_workspace(c);
+    return c.spec.window == kernels::WindowKind::none ? fused_linear_workspace(c) : fused_workspace(c);
 }
 
 Buffers cuda_transfer_loss_workspace(const AttentionCall& c) {
-    if (is_fused(c)) {
+    if (is_fused_transfer_loss(c)) {
         Buffers bytes = fused_buffers(c);
         bytes.push_back(2 * 8 * FusedWalk(c).parts());
         return bytes;

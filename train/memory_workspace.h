@@ -28,9 +28,10 @@ struct AttentionCall {
     bool backward() const { return dq || dk || dv || dmaps; }
 };
 
-// The fused form's case (hybrid_fused_covers in kernels/hybrid_attention/hybrid_fused.cu), for tensors as the decoder
-// makes them: bf16, heads of 64 or 128, softmax_dim maps of 64 features, terraced windows of 64.
+// The fused forms' cases (hybrid_fused_covers and linear_fused_covers in kernels/), for tensors as the decoder makes them:
+// bf16, heads of 64 or 128, softmax_dim maps of 64 features; terraced windows of 64, or none, which transfer_loss lacks.
 bool is_fused(const AttentionCall& call);
+bool is_fused_transfer_loss(const AttentionCall& call);
 // Of hybrid_attention and linear_attention on a GPU: fused, else chunked (kernels/hybrid_attention/hybrid_chunked.cu),
 // which needs the products' own workspace as well.
 Buffers cuda_linearized_attention_workspace(const AttentionCall& call);
