@@ -13,9 +13,9 @@
 //            [1]    q(b+1) on its way                   S dy           phi_q, phi_q.z: warps 0-3   phi_k: warps 4-7
 //            [2]    k(b+1) on its way                   A, dy v^T: sums of A and of A (dy v^T) over either side's keys
 //                                                       shares of phi_q.(S dy)
-//            [3]    Z, dZ                               S += phi_k^T v
+//            [3]    dy(b+1) on its way                  Z, dZ          S += phi_k^T v
 //            [4]    v(b+1) on its way                   G = dy v^T / Z + dZ    S dN + z dZ
-//            [5]    dy(b+1) on its way                  dphi_q += G phi_k         shares of phi_q.dphi_q
+//            [5]    dphi_q += G phi_k                   shares of phi_q.dphi_q
 //            [6]    du_q
 //            [7]    dq = du_q W^T                       dWq += q^T du_q           z
 //
@@ -140,19 +140,19 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
         make_products(room, g);
         put_inverse_sums(room.phi_q, room.map_inverse);
         if (past) put_shares(dphi, room.phi_q, room.dots);
-        __syncthreads();  // [3] sums and shares are here
+        __syncthreads();  // [3] sums and shares are here; nobody reads dy(b) any more
+        if (next) copy_block(room.dy, dy, args.dy.strides[2], b + 1, s.length);
         divide_rows(room, past, args.results, first);
         if (next) state.add(room.phi_k, room.v, UnitWeights{});
         __syncthreads();  // [4] 1 / Z and dZ are here; nobody reads v(b) any more
         if (next) copy_block(room.v, v, args.in.v.strides[2], b + 1, s.length);
+        copy_async_commit();
         put_score_gradient(g, room.g, [&](int row, float x) { return fmaf(x, room.inverse[row], room.dz[row]); });
         if (past) {
             scale_rows(dphi, room.inverse);
             dphi.add_total(room.z, [&](int row) { return room.dz[row]; });
         }
-        __syncthreads();  // [5] G is here; nobody reads dy(b) any more
-        if (next) copy_block(room.dy, dy, args.dy.strides[2], b + 1, s.length);
-        copy_async_commit();
+        __syncthreads();  // [5] G is here
         add_features(
             dphi, [&](int m, int c) { return load_a(room.g, m, c); }, room.phi_k);
         put_dots(dphi, room.phi_q, room.map_inverse, room.dots);
