@@ -7,12 +7,12 @@
 // TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions in reverse; one thread block an SM
 //
 //            load   q(c) k(c) v(c) dy(c) 1/Z dZ         under step c+1
-//            [1]    k(c-1) on its way                   T v + t        phi_q: warps 0-3   phi_k: warps 4-7   T's copy
-//            [2]    q(c-1) on its way                   A, G, dN       dv = phi_k T
-//            [3]    v(c-1), dy(c-1) on their way        dphi_k += G^T phi_q       shares of phi_k.dphi_k
+//                   T v + t        T's copy             phi_q: warps 0-3   phi_k: warps 4-7: under [4] of c+1
+//            [1]    q(c-1), k(c-1) on their way         A, G, dN       dv = phi_k T
+//            [2]    v(c-1), dy(c-1) on their way        dphi_k += G^T phi_q       shares of phi_k.dphi_k
 //                                                       dv += A^T dN              T += phi_q^T dN, t += sum of dZ phi_q
-//            [4]    1/Z, dZ of c-1 on their way         du_k
-//            [5]    dk = du_k W^T                       dWk += k^T du_k
+//            [3]    1/Z, dZ of c-1 on their way         du_k
+//            [4]    dk = du_k W^T                       dWk += k^T du_k
 //
 //          [n]: barriers. Shared memory: q, 2 k, v, dy, dN [64,D], T's copy [128,D], maps [D,F], phi_q, phi_k [64,128],
 //          A, G [64,64], du [64,F].
@@ -134,15 +134,14 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
     load_map<D>(room.wq, args.in.wq, head.h);
     load_map<D>(room.wk, args.in.wk, head.hs);
 
+    copy_async_wait<1>();
+    __syncthreads();
+
     FeatureSums<D> sums;
     MapGradient<D> dwk;
-    for (int c = last; c >= 0; --c) {
+    for (int c = last; c >= 0; --c) {            // q(c), k(c), v(c), dy(c) are here; step c+1 is in [4]
         const bool later = c<last, next = c> 0;  // are there rows of later blocks; does a block follow
         const SharedTile<D> k_own = nth_tile(room.k, c % 2);
-        copy_async_wait<1>();
-        __syncthreads();  // [1] q(c), k(c), v(c), dy(c) are here; step c+1 is over
-        if (next) copy_block(nth_tile(room.k, (c + 1) % 2), k, args.in.k.strides[2], c - 1, s.length);
-        copy_async_commit();
         FeatureGradient dphi;
         if (later) {
             dphi.multiply_sums(room.v, sums);
@@ -152,16 +151,19 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
         const int map_row = warp_index() % 4 * 16;
         if (warp_index() < 4) map_rows(room.q, map_row, room.wq, room.phi_q, nullptr, nullptr);
         if (warp_index() >= 4) map_rows(k_own, map_row, room.wk, room.phi_k, nullptr, nullptr);
-        copy_async_wait<1>();
-        __syncthreads();  // [2] features, T's copy, 1 / Z, dZ are here; nobody reads q(c) any more
-        if (next) copy_block(room.q, q, args.in.q.strides[2], c - 1, s.length);
+        copy_async_wait<0>();
+        __syncthreads();  // [1] features, T's copy, 1 / Z, dZ are here; step c+1 is over; nobody reads q(c) any more
+        if (next) {
+            copy_block(room.q, q, args.in.q.strides[2], c - 1, s.length);
+            copy_block(nth_tile(room.k, (c + 1) % 2), k, args.in.k.strides[2], c - 1, s.length);
+        }
         make_scores(room);
         divide_rows(room);
         put_inverse_sums(room.phi_k, room.map_inverse);
         OutputTile<D> dv;
         if (args.dv && later)
             dv.template add<kFusedFeatures>([&](int m, int x) { return load_a(room.phi_k, m, x); }, room.copy);
-        __syncthreads();  // [3] A, G, dN are here; nobody reads v(c), dy(c) any more
+        __syncthreads();  // [2] A, G, dN are here; nobody reads v(c), dy(c) any more
         if (next) {
             copy_block(room.v, v, args.in.v.strides[2], c - 1, s.length);
             copy_block(room.dy, dy, args.dy.strides[2], c - 1, s.length);
@@ -178,11 +180,12 @@ __global__ void __launch_bounds__(kFusedThreads, 1) keys_kernel(const __grid_con
             sums.add(room.phi_q, room.dn, SplitWeights{room.dz});
             sums.put_total(room.t);
         }
-        __syncthreads();  // [4] shares are here; nobody reads 1 / Z, dZ any more
+        __syncthreads();  // [3] shares are here; nobody reads 1 / Z, dZ any more
         if (next) copy_numbers(room, args.results, rows + (c - 1) * kFusedRows);
         copy_async_commit();
         dphi.put_du(room.phi_k, room.dots, room.du);
-        __syncthreads();  // [5] du is here
+        copy_async_wait<1>();
+        __syncthreads();  // [4] du, q(c-1), k(c-1), v(c-1), dy(c-1) are here; nobody reads features any more
 
         if (args.dk) {
             OutputTile<D> dk;

@@ -10,14 +10,14 @@
 // TILING   thread block = (batch entry, query head), 8 warps, blocks of 64 positions in order; one thread block an SM
 //
 //            load   q(b) k(b) v(b) dy(b)                under step b-1
-//            [1]    q(b+1) on its way                   S dy           phi_q, phi_q.z: warps 0-3   phi_k: warps 4-7
-//            [2]    k(b+1) on its way                   A, dy v^T: sums of A and of A (dy v^T) over either side's keys
+//                   S dy                                phi_q, phi_q.z: warps 0-3   phi_k: warps 4-7: under [6] of b-1
+//            [1]    q(b+1), k(b+1) on their way         A, dy v^T: sums of A and of A (dy v^T) over either side's keys
 //                                                       shares of phi_q.(S dy)
-//            [3]    dy(b+1) on its way                  Z, dZ          S += phi_k^T v
-//            [4]    v(b+1) on its way                   G = dy v^T / Z + dZ    S dN + z dZ
-//            [5]    dphi_q += G phi_k                   shares of phi_q.dphi_q
-//            [6]    du_q
-//            [7]    dq = du_q W^T                       dWq += q^T du_q           z
+//            [2]    dy(b+1) on its way                  Z, dZ          S += phi_k^T v
+//            [3]    v(b+1) on its way                   G = dy v^T / Z + dZ    S dN + z dZ
+//            [4]    dphi_q += G phi_k                   shares of phi_q.dphi_q    z
+//            [5]    du_q
+//            [6]    dq = du_q W^T                       dWq += q^T du_q
 //
 //          [n]: barriers. Shared memory: 2 q, k, v, dy [64,D], maps [D,F], phi_q, phi_k [64,128], G [64,64], du [64,F].
 // COST     a row and query head, D = 128: 10 D^2 FLOPs (dWq: 1 more), 7 D bytes.
@@ -120,31 +120,34 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
     load_map<D>(room.wk, args.in.wk, head.hs);
     if (threadIdx.x < kFusedRows) room.far[threadIdx.x] = 0;
 
+    copy_async_wait<0>();
+    __syncthreads();
+
     FeatureSums<D> state;
     MapGradient<D> dwq;
-    for (int b = 0; b < s.blocks; ++b) {
+    for (int b = 0; b < s.blocks; ++b) {  // q(b), k(b), v(b), dy(b) are here; step b-1 is in [6]
         const bool past = b > 0, next = b + 1 < s.blocks;
         const int64_t first = (head.item * s.blocks + b) * kFusedRows;  // among the rows of all items
         const SharedTile<D> q_own = nth_tile(room.q, b % 2);
-        copy_async_wait<0>();
-        __syncthreads();  // [1] q(b), k(b), v(b), dy(b) are here; step b-1 is over
-        if (next) copy_block(nth_tile(room.q, (b + 1) % 2), q, args.in.q.strides[2], b + 1, s.length);
         FeatureGradient dphi;
         if (past) dphi.multiply_sums(room.dy, state);
         const int map_row = warp_index() % 4 * 16;
         if (warp_index() < 4) map_rows(q_own, map_row, room.wq, room.phi_q, past ? room.z : nullptr, room.far);
         if (warp_index() >= 4) map_rows(room.k, map_row, room.wk, room.phi_k, nullptr, nullptr);
-        __syncthreads();  // [2] features are here; nobody reads k(b) any more
-        if (next) copy_block(room.k, k, args.in.k.strides[2], b + 1, s.length);
+        __syncthreads();  // [1] features are here; step b-1 is over; nobody reads k(b) any more
+        if (next) {
+            copy_block(nth_tile(room.q, (b + 1) % 2), q, args.in.q.strides[2], b + 1, s.length);
+            copy_block(room.k, k, args.in.k.strides[2], b + 1, s.length);
+        }
         CausalTile g;
         make_products(room, g);
         put_inverse_sums(room.phi_q, room.map_inverse);
         if (past) put_shares(dphi, room.phi_q, room.dots);
-        __syncthreads();  // [3] sums and shares are here; nobody reads dy(b) any more
+        __syncthreads();  // [2] sums and shares are here; nobody reads dy(b) any more
         if (next) copy_block(room.dy, dy, args.dy.strides[2], b + 1, s.length);
         divide_rows(room, past, args.results, first);
         if (next) state.add(room.phi_k, room.v, UnitWeights{});
-        __syncthreads();  // [4] 1 / Z and dZ are here; nobody reads v(b) any more
+        __syncthreads();  // [3] 1 / Z and dZ are here; nobody reads v(b) any more
         if (next) copy_block(room.v, v, args.in.v.strides[2], b + 1, s.length);
         copy_async_commit();
         put_score_gradient(g, room.g, [&](int row, float x) { return fmaf(x, room.inverse[row], room.dz[row]); });
@@ -152,13 +155,15 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
             scale_rows(dphi, room.inverse);
             dphi.add_total(room.z, [&](int row) { return room.dz[row]; });
         }
-        __syncthreads();  // [5] G is here
+        __syncthreads();  // [4] G is here; nobody reads the old z any more
+        if (next) state.put_total(room.z);
         add_features(
             dphi, [&](int m, int c) { return load_a(room.g, m, c); }, room.phi_k);
         put_dots(dphi, room.phi_q, room.map_inverse, room.dots);
-        __syncthreads();  // [6] shares are here
+        __syncthreads();  // [5] shares are here
         dphi.put_du(room.phi_q, room.dots, room.du);
-        __syncthreads();  // [7] du is here
+        copy_async_wait<0>();
+        __syncthreads();  // [6] du, q(b+1), k(b+1), v(b+1), dy(b+1) are here; nobody reads features any more
 
         if (args.dq) {
             OutputTile<D> dq;
@@ -172,7 +177,6 @@ __global__ void __launch_bounds__(kFusedThreads, 1) rows_kernel(const __grid_con
             });
         }
         if (kMap) dwq.add(q_own, room.du);
-        if (next) state.put_total(room.z);
     }
     if (kMap) dwq.store(args.dwq_parts, head.item);
 }
