@@ -21,10 +21,10 @@
 //
 //          [n]: barriers. Shared memory: 2 q, k, v, dy [64,D], maps [D,F], phi_q, phi_k [64,128], G [64,64], du [64,F].
 // COST     a row and query head, D = 128: 10 D^2 FLOPs (dWq: 1 more), 7 D bytes.
-// NUMERICS as the forward; Z is made again of the same A and features. S, G and du are rounded to bf16 as operands; division by Z
-//          follows the products of dy. dZ is made from the products that dphi_q is made of, so that a row's phi_q.dphi_q
-//          is 0 but for rounding and the epsilon of Z. A tiny Z makes G large, but a feature's share of A is at most Z: what
-//          leaves through the softmaxes is bounded by |v| |dy|.
+// NUMERICS as the forward; Z is made again of the same A and features. S, G and du are rounded to bf16 as operands; division
+//          by Z follows the products of dy. dZ is made from the products that dphi_q is made of, so that a row's
+//          phi_q.dphi_q is 0 but for rounding and the epsilon of Z. A tiny Z makes G large, but a feature's share of A is
+//          at most Z: what leaves through the softmaxes is bounded by |v| |dy|.
 // LADDER   1 this.
 // SOURCE   arXiv 2312.06635; dZ from the products of the step is derived here.
 #include "kernels/linear_attention/linear_fused_backward.cuh"
