@@ -51,7 +51,7 @@ __device__ __forceinline__ int64_t start_row(int64_t position, int64_t length, i
     return max(int64_t{0}, min(position, rows - length));
 }
 
-template <class T>
+template <class T, bool kSequences>
 __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ HeadArgs a) {
     const int item = blockIdx.x * kThreads + threadIdx.x;
     if (item >= a.items) return;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ 
         low[k] = RunBits<T>::load(x + head * a.x_head);
         high[k] = RunBits<T>::load(x + head * a.x_head + half);
     }
-    const int64_t row = position + (a.sequences ? start_row(a.sequences[batch], a.positions, a.rows) : 0);
+    const int64_t row = position + (kSequences ? start_row(a.sequences[batch], a.positions, a.rows) : 0);
     const auto cos = RunBits<float>::load(a.cos + row * a.table_position + column);
     const auto sin = RunBits<float>::load(a.sin + row * a.table_position + column);
 #pragma unroll
@@ -117,7 +117,10 @@ bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& 
     a.rotation = {direction};
     const cudaStream_t queue = cuda::handle_of(stream);
     dispatch_cuda(x.dtype, "rope", [&](auto type) {
-        head_kernel<typename decltype(type)::type><<<grid_x(ceil_div(items, kThreads)), kThreads, 0, queue>>>(a);
+        dispatch_bool(static_cast<bool>(positions), [&](auto sequences) {
+            using T = typename decltype(type)::type;
+            head_kernel<T, sequences()><<<grid_x(ceil_div(items, kThreads)), kThreads, 0, queue>>>(a);
+        });
     });
     LC_LAUNCHED("rope", queue);
     return true;

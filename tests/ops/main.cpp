@@ -54,6 +54,7 @@ void register_case(const OpCase& op_case, const Target& target) {
                                      {"accumulates", lc::testing::check_accumulates}});
         if (!cuda) checks.push_back({"gradients", lc::testing::check_gradients});
     }
+    if (cuda) checks.push_back({"runs", lc::testing::check_runs});
     const std::string suite = op_case.op + (cuda ? "_cuda" : "");
     const std::string prefix = cuda ? fmt::format("{}_{}", lc::name_of(target.dtype), op_case.variant) : op_case.variant;
     for (const auto& [name, check] : checks)

@@ -191,16 +191,27 @@ void check_accumulates(const OpCase& c, const Target& target) {
     }
 }
 
+namespace {
+
+void expect_numbers(const Result& result) {
+    for (const auto& group : {result.outputs, result.grads})
+        for (const Values& values : group)
+            for (double v : values)
+                LC_CHECK(!std::isnan(v), "NaN in a result: memory was read before it was written, or not written");
+}
+
+}  // namespace
+
+void check_runs(const OpCase& c, const Target& target) {
+    expect_numbers(run(c, make_inputs(c, target, kSeed, differentiable_inputs(c)), target, false));
+}
+
 void check_memory(const OpCase& c, const Target& target) {
     const int64_t violations = ScopedMemoryDebug::guard_violations();
     for (const bool naive : {false, true}) {
         if (naive && target.device.is_cuda()) continue;  // the oracle is the CPU's
         const ScopedMemoryDebug debug;
-        const Result result = run(c, make_inputs(c, target, kSeed, differentiable_inputs(c)), target, naive);
-        for (const auto& group : {result.outputs, result.grads})
-            for (const Values& values : group)
-                for (double v : values)
-                    LC_CHECK(!std::isnan(v), "NaN in a result: memory was read before it was written, or not written");
+        expect_numbers(run(c, make_inputs(c, target, kSeed, differentiable_inputs(c)), target, naive));
     }
     LC_CHECK(ScopedMemoryDebug::guard_violations() == violations, "{} guard bands were overwritten",
              ScopedMemoryDebug::guard_violations() - violations);

@@ -14,6 +14,9 @@ void check_needs_grad_subsets(const OpCase& op_case, const Target& target);
 // A gradient that is already there is added to, not overwritten.
 void check_accumulates(const OpCase& op_case, const Target& target);
 // With fresh memory full of NaN and guard bands around it: nothing unwritten is read, nothing beside is written.
+// Only that it runs, forward and backward, and gives numbers: for a tool that watches every access. Nothing is compared, so the
+// f64 oracle does not run beside it.
+void check_runs(const OpCase& op_case, const Target& target);
 void check_memory(const OpCase& op_case, const Target& target);
 // Strided and misaligned inputs give the same result, or are refused by an lc::Error.
 void check_layouts(const OpCase& op_case, const Target& target);

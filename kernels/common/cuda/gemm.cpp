@@ -3,9 +3,11 @@
 #include <cublasLt.h>
 
 #include <array>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string_view>
 
 #include "core/profile.h"
 #include "kernels/common/cuda/launch.h"
@@ -98,15 +100,28 @@ cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Op
     return result.algo;
 }
 
-// A sum over nothing: C = beta C.
-void scale_by_beta(const CudaGemm& g, Stream stream) {
-    LC_CHECK(g.beta == 0 || g.beta == 1, "gemm: beta must be 0 or 1 where K is 0, got {}", g.beta);
-    if (g.beta == 1) return;
+void clear_result(const CudaGemm& g, Stream stream) {
     const auto width = static_cast<size_t>(size_of(g.c_dtype));
     for (int64_t i = 0; i < g.batch; ++i)
         LC_CUDA(cudaMemset2DAsync(static_cast<std::byte*>(g.c) + static_cast<size_t>(i * g.stride_c) * width,
                                   static_cast<size_t>(std::max(g.ldc, g.n)) * width, 0,
                                   static_cast<size_t>(g.n) * width, static_cast<size_t>(g.m), cuda::handle_of(stream)));
+}
+
+// A sum over nothing: C = beta C.
+void scale_by_beta(const CudaGemm& g, Stream stream) {
+    LC_CHECK(g.beta == 0 || g.beta == 1, "gemm: beta must be 0 or 1 where K is 0, got {}", g.beta);
+    if (g.beta == 0) clear_result(g, stream);
+}
+
+// LC_DEBUG_INIT=1: every product's result is cleared first. compute-sanitizer's initcheck does not see what cuBLASLt stores by the
+// copy engine (bf16 on Hopper) and takes it for memory that nobody wrote.
+bool clears_results() {
+    static const bool clears = [] {
+        const char* value = std::getenv("LC_DEBUG_INIT");
+        return value && std::string_view(value) == "1";
+    }();
+    return clears;
 }
 
 }  // namespace
@@ -117,6 +132,7 @@ void gemm(const CudaGemm& g, Stream stream) {
     LC_CHECK(g.k > 0, "gemm: a product over nothing with a bias is not supported");
     LC_CHECK(!g.bias || g.beta == 0, "gemm: a bias and beta = {} exclude each other", g.beta);
     LC_CHECK(!g.addend || g.batch == 1, "gemm: an addend in a batch of {}", g.batch);
+    if (clears_results() && g.beta == 0) clear_result(g, stream);
     const ProfileZone zone("gemm", 2.0 * static_cast<double>(g.m * g.n) * static_cast<double>(g.k * g.batch));
     const cublasLtHandle_t handle = handle_for(stream.device.index);
 
