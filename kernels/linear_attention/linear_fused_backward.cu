@@ -6,7 +6,8 @@
 // COST     22 D^2 FLOPs a row and query head at D = 128, and 2 for maps that train. Workspace: 8 bytes a row and query head,
 //          4 D more where a group has several; 4 D F bytes a map and item.
 // NUMERICS in the files of the kernels.
-// LADDER   1 this.
+// LADDER   1 the chunked form: 6,807 us at 8 x 1024 x 32 heads, D = 128, maps frozen, on an H100.
+//          2 this, meant for 600 to 700 us: 812.
 // SOURCE   arXiv 2312.06635.
 #include "kernels/linear_attention/linear_fused_backward.cuh"
 

@@ -88,18 +88,6 @@ struct LeadingWeights {
     }
 };
 
-// To s [F',D] and z [F'].
-template <int D>
-__device__ __forceinline__ void store_sums(const FeatureSums<D>& sums, float* s, float* z) {
-    sums.put_total(z);
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<float2*>(s + sums.feature(half) * D + 8 * n + 2 * quad_lane()) =
-                make_float2(sums.c[0][n].c[2 * half], sums.c[0][n].c[2 * half + 1]);
-}
-
 // f(row, c0, c1): this thread's pairs of a row's gradient, of a positive and of a negative feature.
 template <class F>
 __device__ __forceinline__ void each_gradient(FeatureGradient& dphi, F&& f) {
