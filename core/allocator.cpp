@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "core/check.h"
@@ -79,6 +80,13 @@ class CachingAllocator final : public Allocator {
         std::lock_guard lock(mutex_);
         release_cached_locked();
     }
+    void keep_cached(Stream stream, bool keep) override {
+        std::lock_guard lock(mutex_);
+        if (keep)
+            kept_.insert(stream.handle);
+        else
+            kept_.erase(stream.handle);
+    }
 
   private:
     using Key = std::pair<void*, int64_t>;  // stream and size class
@@ -114,11 +122,13 @@ class CachingAllocator final : public Allocator {
         free_[key].push_back(block);
     }
     void release_cached_locked() {
-        for (auto& [key, blocks] : free_) {
+        std::erase_if(free_, [this](const auto& entry) {
+            const auto& [key, blocks] = entry;
+            if (kept_.contains(key.first)) return false;
             for (std::byte* block : blocks) memory_.release(block);
             stats_.bytes_reserved -= key.second * static_cast<int64_t>(blocks.size());
-        }
-        free_.clear();
+            return true;
+        });
     }
 
     std::shared_ptr<std::byte> allocate_guarded(int64_t bytes, Stream stream) {
@@ -142,6 +152,7 @@ class CachingAllocator final : public Allocator {
     const Memory memory_;
     mutable std::mutex mutex_;
     std::map<Key, std::vector<std::byte*>> free_;
+    std::set<void*> kept_;  // streams
     AllocatorStats stats_;
 };
 

@@ -26,6 +26,8 @@ class Allocator {
     virtual AllocatorStats stats() const = 0;
     virtual void reset_peak() = 0;
     virtual void release_cached() = 0;
+    // While kept, blocks cached for `stream` are not given back to the system: something recorded still uses them.
+    virtual void keep_cached(Stream stream, bool keep) = 0;
 };
 
 Allocator& allocator(Device device);

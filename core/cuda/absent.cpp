@@ -1,4 +1,5 @@
 // The CUDA runtime of a build without CUDA.
+#include "core/cuda/graph.h"
 #include "core/cuda/runtime.h"
 #include "core/cuda/stream.h"
 
@@ -37,5 +38,11 @@ bool Event::reached() const { refuse(); }
 void Event::wait() { refuse(); }
 void Event::block(Stream) { refuse(); }
 double Event::ms_since(const Event&) const { refuse(); }
+
+Graph::Graph(Device device) : stream_(device.index) {}
+Graph::~Graph() = default;
+void Graph::record(const std::function<void()>&) { refuse(); }
+void Graph::launch(Stream) const { refuse(); }
+bool Graph::possible() { return false; }
 
 }  // namespace lc::cuda

@@ -15,6 +15,7 @@ namespace lc::cuda {
 // After a launch: a bad configuration is reported at once. With LC_DEBUG_SYNC=1 in the environment it also waits for the
 // kernel, so that a fault inside is reported under the op's name and not at some later call.
 void check_launch(const char* op, cudaStream_t stream);
+bool waits_for_launches();  // LC_DEBUG_SYNC=1
 
 inline cudaStream_t handle_of(Stream stream) {
     return static_cast<cudaStream_t>(stream.handle);

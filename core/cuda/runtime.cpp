@@ -15,14 +15,6 @@
 namespace lc::cuda {
 namespace {
 
-bool debug_sync() {
-    static const bool on = [] {
-        const char* value = std::getenv("LC_DEBUG_SYNC");
-        return value && *value && *value != '0';
-    }();
-    return on;
-}
-
 // Destructors must not throw; at process exit the driver may be gone already.
 void log_failure(cudaError_t error, const char* what) {
     if (error != cudaSuccess && error != cudaErrorCudartUnloading)
@@ -42,9 +34,17 @@ void fail_cuda(cudaError_t error, const char* what, const char* file, int line) 
          cudaGetErrorName(error), what, file, line);
 }
 
+bool waits_for_launches() {
+    static const bool on = [] {
+        const char* value = std::getenv("LC_DEBUG_SYNC");
+        return value && *value && *value != '0';
+    }();
+    return on;
+}
+
 void check_launch(const char* op, cudaStream_t stream) {
     cudaError_t error = cudaGetLastError();
-    if (error == cudaSuccess && debug_sync()) error = cudaStreamSynchronize(stream);
+    if (error == cudaSuccess && waits_for_launches()) error = cudaStreamSynchronize(stream);
     if (error != cudaSuccess) [[unlikely]]
         fail(ErrorKind::Internal, "{}: CUDA kernel failed: {} ({})", op, cudaGetErrorString(error),
              cudaGetErrorName(error));

@@ -40,6 +40,20 @@ TEST(Allocator, CountsBytes) {
     EXPECT_EQ(cpu.stats().bytes_reserved, before.bytes_in_use);
 }
 
+TEST(Allocator, KeepsWhatSomethingRecordedUses) {
+    Allocator& cpu = allocator({});
+    cpu.release_cached();
+    std::byte* first = cpu.allocate(1 << 20, {}).get();  // freed at once
+    const int64_t reserved = cpu.stats().bytes_reserved;
+    cpu.keep_cached({}, true);
+    cpu.release_cached();
+    EXPECT_EQ(cpu.stats().bytes_reserved, reserved);
+    EXPECT_EQ(cpu.allocate(1 << 20, {}).get(), first);
+    cpu.keep_cached({}, false);
+    cpu.release_cached();
+    EXPECT_LT(cpu.stats().bytes_reserved, reserved);
+}
+
 TEST(Allocator, BlocksAreAlignedAndApart) {
     Allocator& cpu = allocator({});
     for (const int64_t bytes : {0, 1, 63, 64, 65, 1000, 4097}) {
