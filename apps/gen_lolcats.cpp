@@ -34,7 +34,8 @@ struct Options {
     std::string run, prompt, prompt_file, terms = "both";
     std::vector<std::string> stop;
     int64_t max_new_tokens = 128, top_k = 0, threads = 0;
-    double temperature = 1, top_p = 1, min_p = 0, repetition_penalty = 1;
+    double temperature = 1, top_p = 1, min_p = 0, repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+    std::vector<std::string> logit_bias;
     uint64_t seed = 0;
     bool greedy = false, json = false, stats = false, no_follow_symlinks = false;
 };
@@ -53,6 +54,10 @@ void add_options(CLI::App& app, Options& o) {
     app.add_option("--top-p", o.top_p, "Sampling: the likeliest tokens that make up this probability");
     app.add_option("--min-p", o.min_p, "Sampling: no token below this times the likeliest one's probability");
     app.add_option("--repetition-penalty", o.repetition_penalty, "Above 1: tokens seen before become less likely");
+    app.add_option("--presence-penalty", o.presence_penalty, "Taken from the logit of every token generated before");
+    app.add_option("--frequency-penalty", o.frequency_penalty, "The same, times how often it was");
+    app.add_option("--logit-bias", o.logit_bias, "ID=VALUE: added to a token's logit, -inf bans it; several times")
+        ->allow_extra_args(false);
     app.add_option("--seed", o.seed, "Sampling: random numbers; the same seed gives the same text");
     app.add_option("--stop", o.stop, "Ends the text before this string; may be given several times")
         ->allow_extra_args(false);
@@ -92,7 +97,10 @@ models::GenerateOptions resolve(const Options& o, const Settings& settings, cons
                   .top_p = pick("top-p", o.top_p, defaults.top_p),
                   .min_p = pick("min-p", o.min_p, defaults.min_p),
                   .repetition_penalty = pick("repetition-penalty", o.repetition_penalty, defaults.repetition_penalty),
+                  .presence_penalty = o.presence_penalty,
+                  .frequency_penalty = o.frequency_penalty,
                   .seed = o.seed};
+    for (const std::string& bias : o.logit_bias) g.sampling.logit_bias.push_back(models::parse_logit_bias(bias));
     const bool sampling = defaults.do_sample.value_or(false) || given("temperature") || given("top-k") ||
                           given("top-p") || given("min-p") || given("seed");
     if (o.greedy || !sampling) g.sampling.temperature = 0;

@@ -29,7 +29,7 @@ int64_t room_for(const Decoder& decoder, const std::vector<int32_t>& prompt, int
 
 Generation generate(const Decoder& decoder, const io::Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
                     const GenerateOptions& options, const std::function<void(std::string_view)>& on_text) {
-    validate(options.sampling);
+    validate(options.sampling, decoder.config().vocab_size);
     const int64_t most = room_for(decoder, prompt, options.max_new_tokens);
     StopStrings stops(options.stop_strings);
     Generation result{.ids = {}, .text = {}, .finish_reason = "length"};
@@ -42,7 +42,6 @@ Generation generate(const Decoder& decoder, const io::Tokenizer& tokenizer, cons
     io::StreamDecoder text_of(tokenizer);
     for (const int32_t id : prompt) text_of.push(id);
 
-    std::vector<int32_t> history = prompt;
     const Generator generator(decoder);
     DecodeState state(decoder, options.mode, 1, options.terms);
     auto start = std::chrono::steady_clock::now();
@@ -50,8 +49,8 @@ Generation generate(const Decoder& decoder, const io::Tokenizer& tokenizer, cons
     result.prefill_seconds = seconds_since(start);
     start = std::chrono::steady_clock::now();
     for (;;) {
-        const int32_t id = sample(logits.to_vector<float>(), history, options.sampling, state.position());
-        history.push_back(id), result.ids.push_back(id);
+        const int32_t id = sample(logits.to_vector<float>(), {prompt, result.ids}, options.sampling, state.position());
+        result.ids.push_back(id);
         const bool end = std::count(options.eos_ids.begin(), options.eos_ids.end(), id) > 0;
         show(stops.push(text_of.push(id)));
         if (end || stops.found()) result.finish_reason = "stop";

@@ -1,44 +1,112 @@
 #include "models/generation/sampler.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <numeric>
-#include <vector>
+#include <limits>
+#include <unordered_map>
 
 #include "core/check.h"
 #include "core/rng.h"
+#include "io/text.h"
 
 namespace lc::models {
 namespace {
 
 struct Candidate {
     int32_t id;
-    double value;  // a logit, later a weight exp(logit - max)
+    double weight;  // exp((logit - largest logit) / temperature)
 };
 
 bool better(const Candidate& a, const Candidate& b) {
-    return a.value != b.value ? a.value > b.value : a.id < b.id;
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+}
+bool worse(const Candidate& a, const Candidate& b) {
+    return better(b, a);
 }
 
-std::vector<float> penalized(std::span<const float> logits, std::span<const int32_t> history, double penalty) {
-    std::vector<float> result(logits.begin(), logits.end());
-    if (penalty == 1) return result;
-    for (const int32_t id : history) {  // from the original value: an id seen twice is penalized once
-        if (id < 0 || static_cast<size_t>(id) >= logits.size()) continue;
-        const double logit = logits[static_cast<size_t>(id)];
-        result[static_cast<size_t>(id)] = static_cast<float>(logit > 0 ? logit / penalty : logit * penalty);
+double total(std::span<const Candidate> candidates) {
+    double sum = 0;
+    for (const Candidate& candidate : candidates) sum += candidate.weight;
+    return sum;
+}
+
+// Every penalty works on the biased logit: an id seen twice is penalized once for repetition.
+void penalize(std::vector<float>& scores, const TokenHistory& history, const SamplingOptions& options) {
+    const auto inside = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < scores.size(); };
+    std::unordered_map<int32_t, int64_t> generated;  // how often
+    for (const int32_t id : history.generated)
+        if (inside(id)) ++generated[id];
+    if (options.repetition_penalty != 1) {
+        std::unordered_map<int32_t, int64_t> seen = generated;
+        for (const int32_t id : history.prompt)
+            if (inside(id)) seen.try_emplace(id, 0);
+        for (const auto& [id, count] : seen) {
+            float& score = scores[static_cast<size_t>(id)];
+            score =
+                static_cast<float>(score > 0 ? score / options.repetition_penalty : score * options.repetition_penalty);
+        }
     }
-    return result;
+    for (const auto& [id, count] : generated)
+        scores[static_cast<size_t>(id)] -=
+            static_cast<float>(options.presence_penalty + options.frequency_penalty * static_cast<double>(count));
 }
 
-double total(const std::vector<Candidate>& candidates) {
-    return std::accumulate(candidates.begin(), candidates.end(), 0.0,
-                           [](double sum, const Candidate& c) { return sum + c.value; });
+bool penalizes(const SamplingOptions& o) {
+    return o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0;
+}
+
+std::vector<float> scores_of(std::span<const float> logits, const TokenHistory& history, const SamplingOptions& options,
+                             int64_t position) {
+    bool any = false;
+    for (size_t i = 0; i < logits.size(); ++i) {
+        LC_REQUIRE(Numerics, !std::isnan(logits[i]) && logits[i] < std::numeric_limits<float>::infinity(),
+                   "the logit of token {} is {} at position {}", i, std::isnan(logits[i]) ? "NaN" : "infinite",
+                   position);
+        any = any || std::isfinite(logits[i]);
+    }
+    LC_REQUIRE(Numerics, any, "all logits are -infinity at position {}", position);
+    std::vector<float> scores(logits.begin(), logits.end());
+    for (const LogitBias& bias : options.logit_bias)
+        scores[static_cast<size_t>(bias.id)] += static_cast<float>(bias.value);
+    if (penalizes(options)) penalize(scores, history, options);
+    return scores;
+}
+
+// The likeliest tokens that together reach `share` of the weight; at least one.
+void keep_top_p(std::vector<Candidate>& kept, double share) {
+    const double enough = share * total(kept);
+    std::make_heap(kept.begin(), kept.end(), worse);  // a few pops are far cheaper than sorting a vocabulary
+    auto rest = kept.end();
+    double sum = 0;
+    do {
+        std::pop_heap(kept.begin(), rest--, worse);
+        sum += rest->weight;
+    } while (sum < enough && rest != kept.begin());
+    kept.erase(kept.begin(), rest);
+}
+
+// What may be drawn, by id, so that the draw does not depend on which filters were at work.
+std::vector<Candidate> candidates_of(std::span<const float> scores, float best, const SamplingOptions& options) {
+    std::vector<Candidate> kept(scores.size());
+    for (size_t i = 0; i < scores.size(); ++i)
+        kept[i] = {static_cast<int32_t>(i), std::exp((double{scores[i]} - double{best}) / options.temperature)};
+    const bool cut = options.top_k > 0 && static_cast<size_t>(options.top_k) < kept.size();
+    if (cut) {
+        std::nth_element(kept.begin(), kept.begin() + (options.top_k - 1), kept.end(), better);
+        kept.resize(static_cast<size_t>(options.top_k));
+    }
+    if (options.top_p < 1) keep_top_p(kept, options.top_p);
+    if (options.min_p > 0)
+        std::erase_if(kept, [&](const Candidate& c) { return c.weight < options.min_p; });  // the best has 1
+    if (cut || options.top_p < 1)
+        std::sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    return kept;
 }
 
 }  // namespace
 
-void validate(const SamplingOptions& o) {
+void validate(const SamplingOptions& o, int64_t vocab_size) {
     LC_REQUIRE(Usage, std::isfinite(o.temperature) && o.temperature >= 0,
                "temperature must be 0 (greedy) or above, got {}", o.temperature);
     LC_REQUIRE(Usage, o.top_k >= 0, "top_k must be 0 (off) or above, got {}", o.top_k);
@@ -46,42 +114,43 @@ void validate(const SamplingOptions& o) {
     LC_REQUIRE(Usage, o.min_p >= 0 && o.min_p <= 1, "min_p must be 0 to 1, got {}", o.min_p);
     LC_REQUIRE(Usage, std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0,
                "repetition_penalty must be above 0, got {}", o.repetition_penalty);
+    LC_REQUIRE(Usage, std::isfinite(o.presence_penalty), "presence_penalty must be a number, got {}",
+               o.presence_penalty);
+    LC_REQUIRE(Usage, std::isfinite(o.frequency_penalty), "frequency_penalty must be a number, got {}",
+               o.frequency_penalty);
+    for (const LogitBias& bias : o.logit_bias) {
+        LC_REQUIRE(Usage, bias.id >= 0 && bias.id < vocab_size, "logit_bias: token {} is not in [0, {})", bias.id,
+                   vocab_size);
+        LC_REQUIRE(Usage, !std::isnan(bias.value) && bias.value < std::numeric_limits<float>::max(),
+                   "logit_bias of token {} must be a number or -inf, got {}", bias.id, bias.value);
+    }
 }
 
-int32_t sample(std::span<const float> logits, std::span<const int32_t> history, const SamplingOptions& options,
+int32_t sample(std::span<const float> logits, const TokenHistory& history, const SamplingOptions& options,
                int64_t position) {
     LC_CHECK(!logits.empty(), "sample: no logits");
-    const std::vector<float> scores = penalized(logits, history, options.repetition_penalty);
-    for (size_t i = 0; i < scores.size(); ++i)
-        LC_REQUIRE(Numerics, !std::isnan(scores[i]), "the logit of token {} is NaN at position {}", i, position);
+    const std::vector<float> scores = scores_of(logits, history, options, position);
     const auto best = std::max_element(scores.begin(), scores.end());
-    LC_REQUIRE(Numerics, std::isfinite(*best), "the largest logit is {} at position {}", *best, position);
+    LC_REQUIRE(Usage, std::isfinite(*best), "logit_bias leaves no token to choose from at position {}", position);
     if (options.temperature == 0) return static_cast<int32_t>(best - scores.begin());
 
-    std::vector<Candidate> kept(scores.size());
-    for (size_t i = 0; i < scores.size(); ++i)
-        kept[i] = {static_cast<int32_t>(i), std::exp((double{scores[i]} - double{*best}) / options.temperature)};
-    if (options.top_k > 0 && static_cast<size_t>(options.top_k) < kept.size()) {
-        std::nth_element(kept.begin(), kept.begin() + (options.top_k - 1), kept.end(), better);
-        kept.resize(static_cast<size_t>(options.top_k));
-    }
-    if (options.top_p < 1) {
-        std::sort(kept.begin(), kept.end(), better);
-        const double enough = options.top_p * total(kept);
-        double sum = 0;
-        size_t count = 0;
-        while (count < kept.size() && (count == 0 || sum < enough)) sum += kept[count++].value;
-        kept.resize(count);
-    }
-    if (options.min_p > 0)
-        std::erase_if(kept, [&](const Candidate& c) { return c.value < options.min_p; });  // the best has 1
-
-    // By id, so that the draw does not depend on which filters sorted.
-    std::sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    const std::vector<Candidate> kept = candidates_of(scores, *best, options);
     double left = Random(options.seed, options.request).uniform(static_cast<uint64_t>(position)) * total(kept);
     for (const Candidate& candidate : kept)
-        if ((left -= candidate.value) < 0) return candidate.id;
-    return std::max_element(kept.begin(), kept.end(), [](auto& a, auto& b) { return better(b, a); })->id;  // rounding
+        if ((left -= candidate.weight) < 0) return candidate.id;
+    return std::min_element(kept.begin(), kept.end(), better)->id;  // rounding left a crumb
+}
+
+LogitBias parse_logit_bias(std::string_view text) {
+    LogitBias bias;
+    const size_t equals = std::min(text.find('='), text.size());
+    const char *end = text.data() + text.size(), *id_end = text.data() + equals;
+    const auto id = std::from_chars(text.data(), id_end, bias.id);
+    const auto value = equals < text.size() ? std::from_chars(id_end + 1, end, bias.value)
+                                            : std::from_chars_result{id_end, std::errc::invalid_argument};
+    LC_REQUIRE(Usage, id.ec == std::errc() && id.ptr == id_end && value.ec == std::errc() && value.ptr == end,
+               "logit bias must be ID=VALUE, VALUE a number or -inf, got '{}'", io::printable(text));
+    return bias;
 }
 
 }  // namespace lc::models

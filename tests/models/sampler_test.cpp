@@ -22,8 +22,15 @@ const Logits kLogits = {std::log(8.0f), std::log(4.0f), std::log(2.0f), 0.0f, 0.
 std::map<int32_t, double> frequencies(const SamplingOptions& options, const std::vector<int32_t>& history = {}) {
     std::map<int32_t, double> shares;
     constexpr int64_t draws = 20000;
-    for (int64_t i = 0; i < draws; ++i) shares[sample(kLogits, history, options, i)] += 1.0 / draws;
+    for (int64_t i = 0; i < draws; ++i) shares[sample(kLogits, {history, {}}, options, i)] += 1.0 / draws;
     return shares;
+}
+
+int32_t after_prompt(const Logits& logits, const std::vector<int32_t>& prompt, const SamplingOptions& options) {
+    return sample(logits, {prompt, {}}, options, 0);
+}
+int32_t after_generated(const Logits& logits, const std::vector<int32_t>& generated, const SamplingOptions& options) {
+    return sample(logits, {{}, generated}, options, 0);
 }
 
 // A share of n draws lies within four standard deviations of its probability.
@@ -67,10 +74,64 @@ TEST(Sampler, Filters) {
 
 TEST(Sampler, RepetitionPenaltyOncePerIdAndByTheSign) {
     const SamplingOptions options{.temperature = 0, .repetition_penalty = 2};
-    EXPECT_EQ(sample(Logits{3, 2, -1}, std::vector<int32_t>{0}, options, 0), 1);
-    EXPECT_EQ(sample(Logits{3, 1.4f, -1}, std::vector<int32_t>{0, 0, 0}, options, 0), 0) << "3 / 2 > 1.4";
-    EXPECT_EQ(sample(Logits{-1, -1.5f}, std::vector<int32_t>{0}, options, 0), 1) << "-1 * 2 < -1.5";
-    EXPECT_EQ(sample(Logits{3, 2}, std::vector<int32_t>{7, -1}, options, 0), 0) << "ids outside are nobody's";
+    EXPECT_EQ(after_prompt(Logits{3, 2, -1}, {0}, options), 1);
+    EXPECT_EQ(after_prompt(Logits{3, 1.4f, -1}, {0, 0, 0}, options), 0) << "3 / 2 > 1.4";
+    EXPECT_EQ(after_prompt(Logits{-1, -1.5f}, {0}, options), 1) << "-1 * 2 < -1.5";
+    EXPECT_EQ(after_prompt(Logits{3, 2}, {7, -1}, options), 0) << "ids outside are nobody's";
+}
+
+TEST(Sampler, PresenceAndFrequencyCountWhatWasGenerated) {
+    const SamplingOptions presence{.temperature = 0, .presence_penalty = 1},
+        often{.temperature = 0, .frequency_penalty = 1};
+    EXPECT_EQ(after_generated({3, 2.5f}, {0}, presence), 1);
+    EXPECT_EQ(after_generated({3, 1.5f}, {0, 0, 0}, presence), 0) << "once, however often it came";
+    EXPECT_EQ(after_generated({3, 1.5f}, {0}, often), 0);
+    EXPECT_EQ(after_generated({3, 1.5f}, {0, 0}, often), 1);
+    EXPECT_EQ(after_prompt({3, 2.9f}, {0, 0, 0}, presence), 0) << "the prompt does not count";
+    EXPECT_EQ(after_prompt({3, 2.9f}, {0, 0, 0}, often), 0);
+    EXPECT_EQ(after_generated({3, 2.5f}, {1, 1}, {.temperature = 0, .presence_penalty = -1}), 1)
+        << "negative: a reward";
+    // Repetition first, then the others: 3 / 2 - 1 < 0.6.
+    EXPECT_EQ(after_generated({3, 0.6f}, {0}, {.temperature = 0, .repetition_penalty = 2, .presence_penalty = 1}), 1);
+    EXPECT_EQ(after_generated({3, 2}, {7, -1}, often), 0) << "ids outside are nobody's";
+}
+
+TEST(Sampler, LogitBiasComesFirst) {
+    const auto with = [](std::vector<LogitBias> bias) {
+        return SamplingOptions{.temperature = 0, .repetition_penalty = 2, .logit_bias = std::move(bias)};
+    };
+    EXPECT_EQ(after_prompt({3, 2, 1}, {}, with({{2, 2.5}})), 2);
+    EXPECT_EQ(after_prompt({3, 2, 1}, {}, with({{0, -INFINITY}})), 1);
+    EXPECT_EQ(after_prompt({1, 1.2f}, {0}, with({{0, 1}})), 1)
+        << "(1 + 1) / 2 < 1.2: the penalty sees the biased logit";
+    EXPECT_EQ(after_prompt({-3, -2}, {}, with({{0, 0.5}, {0, 0.6}})), 0) << "entries for one id add up";
+    const SamplingOptions banned{.logit_bias = {{0, -INFINITY}, {1, -INFINITY}}};
+    for (int64_t position = 0; position < 50; ++position)
+        EXPECT_GE(sample(kLogits, {}, banned, position), 2) << "banned tokens are never drawn";
+    EXPECT_THAT(error_of(ErrorKind::Usage, [&] { sample(Logits{1, 2}, {}, banned, 7); }), HasSubstr("position 7"));
+}
+
+TEST(Sampler, ExtremesAreDefined) {
+    const Logits equal = {2, 5, 5, -INFINITY};
+    for (const double tiny : {1e-30, 5e-324}) {
+        std::map<int32_t, int> count;
+        for (int64_t i = 0; i < 200; ++i) ++count[sample(equal, {}, {.temperature = tiny}, i)];
+        EXPECT_EQ(count.size(), 2u) << "only the likeliest";
+        EXPECT_GT(std::min(count[1], count[2]), 60);
+    }
+    std::map<int32_t, int> hot;
+    for (int64_t i = 0; i < 300; ++i) ++hot[sample(equal, {}, {.temperature = 1e300}, i)];
+    EXPECT_EQ(hot.size(), 3u) << "-infinity stays impossible at any temperature";
+    EXPECT_EQ(frequencies({.top_k = 1'000'000'000}).size(), 5u);
+    EXPECT_EQ(frequencies({.min_p = 1}).size(), 1u);
+    EXPECT_EQ(frequencies({.top_k = 1, .top_p = 1e-9, .min_p = 1}).size(), 1u);
+}
+
+TEST(Sampler, ParsesLogitBias) {
+    EXPECT_EQ(parse_logit_bias("17=-2.5"), (LogitBias{17, -2.5}));
+    EXPECT_EQ(parse_logit_bias("0=-inf"), (LogitBias{0, -INFINITY}));
+    for (const char* wrong : {"", "17", "17=", "=1", "x=1", "17=1x", "17 =1", "99999999999=1", "17=1=2"})
+        EXPECT_THAT(error_of(ErrorKind::Usage, [&] { parse_logit_bias(wrong); }), HasSubstr("ID=VALUE")) << wrong;
 }
 
 TEST(Sampler, IsAFunctionOfSeedRequestAndPosition) {
@@ -87,14 +148,20 @@ TEST(Sampler, IsAFunctionOfSeedRequestAndPosition) {
 }
 
 TEST(Sampler, Refusals) {
-    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.temperature = -1}); }), HasSubstr("temperature"));
-    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.temperature = NAN}); }), HasSubstr("temperature"));
-    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.top_k = -1}); }), HasSubstr("top_k"));
-    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.top_p = 0}); }), HasSubstr("top_p"));
-    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.min_p = 2}); }), HasSubstr("min_p"));
-    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.repetition_penalty = 0}); }),
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.temperature = -1}, 5); }), HasSubstr("temperature"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.temperature = NAN}, 5); }), HasSubstr("temperature"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.top_k = -1}, 5); }), HasSubstr("top_k"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.top_p = 0}, 5); }), HasSubstr("top_p"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.min_p = 2}, 5); }), HasSubstr("min_p"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.repetition_penalty = 0}, 5); }),
                 HasSubstr("repetition_penalty"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.presence_penalty = INFINITY}, 5); }), HasSubstr("presence"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.frequency_penalty = NAN}, 5); }), HasSubstr("frequency"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.logit_bias = {{5, 1}}}, 5); }), HasSubstr("token 5"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.logit_bias = {{-1, 1}}}, 5); }), HasSubstr("token -1"));
+    EXPECT_THAT(error_of(ErrorKind::Usage, [] { validate({.logit_bias = {{1, INFINITY}}}, 5); }), HasSubstr("inf"));
     EXPECT_THAT(error_of(ErrorKind::Numerics, [] { sample(Logits{1, NAN}, {}, {}, 9); }), HasSubstr("position 9"));
+    EXPECT_THAT(error_of(ErrorKind::Numerics, [] { sample(Logits{1, INFINITY}, {}, {}, 9); }), HasSubstr("infinite"));
     EXPECT_THROW(sample(Logits{-INFINITY, -INFINITY}, {}, {}, 0), Error);
 }
 
