@@ -39,20 +39,39 @@ Tensor Decoder::embed(const Tensor& ids) const {
 }
 
 Qkv Decoder::project(int64_t index, const Tensor& h, int64_t position) const {
+    const int64_t length = h.rank() == 3 ? h.size(1) : 0;
+    LC_REQUIRE(Usage, position >= 0 && position + length <= config_.max_positions,
+               "sequence of {} tokens is longer than the model allows (max_position_embeddings {})", position + length,
+               config_.max_positions);
+    return project(index, h, rope_cos_, rope_sin_, position);
+}
+
+RopeTable Decoder::angles_at(std::span<const int64_t> positions) const {
+    for (const int64_t position : positions)
+        LC_REQUIRE(Usage, position >= 0 && position < config_.max_positions,
+                   "position {} is beyond what the model allows (max_position_embeddings {})", position,
+                   config_.max_positions);
+    const auto count = static_cast<int64_t>(positions.size());
+    const Tensor rows = Tensor::from(positions, {1, count});
+    const Shape shape{count, config_.head_dim / 2};
+    return {reshape(embedding(rope_cos_, rows), shape), reshape(embedding(rope_sin_, rows), shape)};
+}
+
+Qkv Decoder::project(int64_t index, const Tensor& h, const RopeTable& angles) const {
+    return project(index, h, angles.cos, angles.sin, 0);
+}
+
+Qkv Decoder::project(int64_t index, const Tensor& h, const Tensor& cos, const Tensor& sin, int64_t first) const {
     const DecoderLayer& layer = checked_layer(index);
     LC_CHECK(h.rank() == 3 && h.size(2) == config_.hidden_size, "decoder: h must be [B,T,{}], got {}",
              config_.hidden_size, h.shape());
     const int64_t batch = h.size(0), length = h.size(1), d = config_.head_dim;
-    LC_REQUIRE(Usage, position >= 0 && position + length <= config_.max_positions,
-               "sequence of {} tokens is longer than the model allows (max_position_embeddings {})", position + length,
-               config_.max_positions);
     const Tensor x = rms_norm(h, layer.input_norm, config_.norm_eps);
     const auto heads = [&](const Projection& projection, int64_t count) {
         return permute(reshape(projection.forward(x), {batch, length, count, d}), {0, 2, 1, 3});
     };
-    return {rope(heads(layer.q, config_.num_heads), rope_cos_, rope_sin_, position),
-            rope(heads(layer.k, config_.num_kv_heads), rope_cos_, rope_sin_, position),
-            heads(layer.v, config_.num_kv_heads)};
+    return {rope(heads(layer.q, config_.num_heads), cos, sin, first),
+            rope(heads(layer.k, config_.num_kv_heads), cos, sin, first), heads(layer.v, config_.num_kv_heads)};
 }
 
 Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms terms) const {

@@ -11,12 +11,14 @@
 #include <array>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "autograd/ops/hybrid_attention.h"
 #include "models/attention/attention_spec.h"
 #include "models/decoder/config.h"
+#include "models/decoder/rope_table.h"
 #include "models/placement.h"
 
 namespace lc::models {
@@ -107,6 +109,10 @@ class Decoder {
     // --- the pieces of a forward pass; h is [B,T,D] ---
     Tensor embed(const Tensor& ids) const;                                    // ids [B,T] on any device -> h
     Qkv project(int64_t layer, const Tensor& h, int64_t position = 0) const;  // position of row 0
+    // The same for one token of each of several sequences: h [1,N,D], row n at position positions[n]. The rows of the rotary
+    // tables are looked up once a step for all layers. Throws Error(Usage) for a position that the model does not have.
+    RopeTable angles_at(std::span<const int64_t> positions) const;  // [N,D/2]
+    Qkv project(int64_t layer, const Tensor& h, const RopeTable& angles) const;
     // y [B,H,T,D], stored as [B,T,H,D]. Terms other than Both need a hybrid layer to say something about: layers that
     // are softmax in this mode ignore them, pure linear ones refuse WindowOnly.
     Tensor attend(int64_t layer, const Qkv& qkv, AttentionMode mode, Terms terms = Terms::Both) const;
@@ -142,6 +148,7 @@ class Decoder {
     std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
     void linearize_layer(int64_t layer, uint64_t seed);
     const DecoderLayer& checked_layer(int64_t index) const;
+    Qkv project(int64_t layer, const Tensor& h, const Tensor& cos, const Tensor& sin, int64_t first) const;
 
     DecoderConfig config_;
     Placement placement_;

@@ -6,7 +6,9 @@
 #include "autograd/ops/linear.h"
 #include "autograd/ops/softmax_attention.h"
 #include "autograd/ops/views.h"
+#include "core/parallel.h"
 #include "kernels/hybrid_decode/hybrid_decode.h"
+#include "kernels/softmax_attention/softmax_attention.h"
 
 namespace lc::models {
 namespace {
@@ -70,11 +72,11 @@ Tensor prefill_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linea
     return result.y;
 }
 
-Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, const Tensor& positions,
-                         const LayerCache& cache) {
-    const int64_t batch = qkv.q.size(0), heads = qkv.q.size(1), d = qkv.q.size(3);
-    const Tensor y = Tensor::empty({batch, 1, heads, d}, qkv.q.dtype(), qkv.q.device()).permuted({0, 2, 1, 3});
+// One token of every row of q [B,H,1,D] into y of the same shape.
+void decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, int64_t position,
+                       const LayerCache& cache, const Tensor& y) {
     const bool window = spec.window != WindowKind::none;
+    const Tensor positions = Tensor::full({qkv.q.size(0)}, static_cast<double>(position), DType::i64, qkv.q.device());
     kernels::hybrid_decode({.q = qkv.q.view(),
                             .k = qkv.k.view(),
                             .v = qkv.v.view(),
@@ -91,7 +93,11 @@ Tensor decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linear
                             .positions = positions.view(),
                             .spec = spec},
                            current_stream(qkv.q.device()));
-    return y;
+}
+
+// [B,H,T,D], stored as [B,T,H,D].
+Tensor attention_output(const Tensor& q) {
+    return Tensor::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.dtype(), q.device()).permuted({0, 2, 1, 3});
 }
 
 // Appends the new keys and values, with room for twice as many when it is used up.
@@ -139,17 +145,38 @@ int64_t DecodeState::bytes() const {
     return total;
 }
 
+DecodeState DecodeState::row(int64_t index) const {
+    LC_CHECK(position_ == 0 && index >= 0 && index < batch_, "decode state: row {} of {} at position {}", index, batch_,
+             position_);
+    DecodeState one = *this;
+    one.batch_ = 1;
+    for (LayerCache& cache : one.layers_)
+        for (Tensor* tensor : {&cache.s, &cache.z, &cache.ring_k, &cache.ring_v})
+            if (tensor->defined()) *tensor = tensor->sliced(0, index, 1);
+    return one;
+}
+
+void DecodeState::reset() {
+    position_ = 0;
+    for (LayerCache& cache : layers_) {
+        if (cache.s.defined()) cache.s.fill(0), cache.z.fill(0);  // what the rings hold is not looked at
+        cache.keys = {}, cache.values = {};
+    }
+}
+
 Generator::Generator(const Decoder& decoder, int64_t prefill_chunk) : decoder_(decoder), chunk_(prefill_chunk) {
     LC_CHECK(prefill_chunk >= 1, "generator: prefill chunk of {} tokens", prefill_chunk);
 }
 
-Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv, const Tensor& positions) const {
+Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) const {
     LayerCache& cache = state.layers_[static_cast<size_t>(index)];
     const DecoderLayer& layer = decoder_.layer(index);
     if (cache.s.defined()) {
         const LinearizedSpec spec = effective_spec(*decoder_.attention(), state.terms_);
-        return qkv.q.size(2) == 1 ? decode_linearized(layer, qkv, spec, positions, cache)
-                                  : prefill_linearized(layer, qkv, spec, state.position_, cache);
+        if (qkv.q.size(2) > 1) return prefill_linearized(layer, qkv, spec, state.position_, cache);
+        const Tensor y = attention_output(qkv.q);
+        decode_linearized(layer, qkv, spec, state.position_, cache, y);
+        return y;
     }
     const int64_t length = state.position_ + qkv.k.size(2);
     append(cache.keys, state.position_, qkv.k, decoder_.config().max_positions);
@@ -157,30 +184,100 @@ Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv, cons
     return softmax_attention(qkv.q, cache.keys.sliced(2, 0, length), cache.values.sliced(2, 0, length));
 }
 
-Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
+// Sequence i is column i of q, k and v [1,H,N,D]; columns beyond the sequences are padding and give zeros.
+Tensor Generator::attend_each(std::span<DecodeState* const> states, int64_t index, const Qkv& qkv) const {
+    Tensor y = attention_output(qkv.q);
+    const auto count = static_cast<int64_t>(states.size());
+    if (count < y.size(2)) y.sliced(2, count, y.size(2) - count).fill(0);
+    const auto attend_one = [&](int64_t i) {
+        DecodeState& state = *states[static_cast<size_t>(i)];
+        LayerCache& cache = state.layers_[static_cast<size_t>(index)];
+        const Qkv own{qkv.q.sliced(2, i, 1), qkv.k.sliced(2, i, 1), qkv.v.sliced(2, i, 1)};
+        const Tensor y_own = y.sliced(2, i, 1);
+        if (cache.s.defined())
+            return decode_linearized(decoder_.layer(index), own, effective_spec(*decoder_.attention(), state.terms_),
+                                     state.position_, cache, y_own);
+        const int64_t length = state.position_ + 1;
+        append(cache.keys, state.position_, own.k, decoder_.config().max_positions);
+        append(cache.values, state.position_, own.v, decoder_.config().max_positions);
+        kernels::softmax_attention_forward({.q = own.q.view(),
+                                            .k = cache.keys.sliced(2, 0, length).view(),
+                                            .v = cache.values.sliced(2, 0, length).view(),
+                                            .y = y_own.view(),
+                                            .lse = {}},
+                                           current_stream(y.device()));
+    };
+    if (y.device().is_cpu() && count > 1)
+        parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) attend_one(i);
+        });
+    else
+        for (int64_t i = 0; i < count; ++i) attend_one(i);
+    return y;
+}
+
+Tensor Generator::logits_of(const Tensor& h) const {
+    return reshape(linear(decoder_.final_norm(h), decoder_.lm_head()),
+                   {h.size(0) * h.size(1), decoder_.config().vocab_size});
+}
+
+void Generator::check_room(const DecodeState& state, int64_t tokens) const {
+    LC_REQUIRE(Usage, state.position_ + tokens <= decoder_.config().max_positions,
+               "{} tokens are more than the model allows (max_position_embeddings {})", state.position_ + tokens,
+               decoder_.config().max_positions);
+}
+
+Tensor Generator::run(DecodeState& state, const Tensor& ids, bool want_logits) const {
     LC_CHECK(ids.rank() == 2 && ids.size(0) == state.batch_ && ids.size(1) >= 1,
              "generator: ids must be [{},T], got {}", state.batch_, ids.shape());
-    LC_REQUIRE(Usage, state.position_ + ids.size(1) <= decoder_.config().max_positions,
-               "{} tokens are more than the model allows (max_position_embeddings {})", state.position_ + ids.size(1),
-               decoder_.config().max_positions);
+    check_room(state, ids.size(1));
     const NoGrad no_grad;
     Tensor h;
     for (int64_t start = 0; start < ids.size(1); start += chunk_) {
         const int64_t length = std::min(chunk_, ids.size(1) - start);
         const bool last_chunk = start + length == ids.size(1);
         h = decoder_.embed(ids.sliced(1, start, length));
-        const Tensor positions = Tensor::full({state.batch_}, static_cast<double>(state.position_), DType::i64, h.device());
         for (int64_t i = 0; i < decoder_.num_layers(); ++i) {
-            Tensor y = attend(state, i, decoder_.project(i, h, state.position_), positions);
+            Tensor y = attend(state, i, decoder_.project(i, h, state.position_));
             if (i + 1 == decoder_.num_layers()) {  // from here on only the last token's row matters
-                if (!last_chunk) break;
+                if (!last_chunk || !want_logits) break;
                 y = slice(y, 2, length - 1, 1), h = slice(h, 1, length - 1, 1);
             }
             h = decoder_.finish(i, h, y);
         }
         state.position_ += length;
     }
-    return reshape(linear(decoder_.final_norm(h), decoder_.lm_head()), {state.batch_, decoder_.config().vocab_size});
+    return want_logits ? logits_of(h) : Tensor();
+}
+
+Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
+    return run(state, ids, true);
+}
+
+void Generator::feed(DecodeState& state, const Tensor& ids) const {
+    run(state, ids, false);
+}
+
+Tensor Generator::step(std::span<DecodeState* const> states, std::span<const int32_t> ids, int64_t rows) const {
+    const auto count = static_cast<int64_t>(states.size());
+    LC_CHECK(count >= 1 && std::ssize(ids) == count && rows >= count,
+             "generator: a step of {} sequences needs as many ids and at least as many rows, got {} and {}", count,
+             ids.size(), rows);
+    std::vector<int32_t> padded(ids.begin(), ids.end());
+    std::vector<int64_t> positions;
+    for (const DecodeState* state : states) {
+        LC_CHECK(state->batch_ == 1, "generator: a step takes states of one row, got one of {}", state->batch_);
+        check_room(*state, 1);
+        positions.push_back(state->position_);
+    }
+    padded.resize(static_cast<size_t>(rows)), positions.resize(static_cast<size_t>(rows));
+    const NoGrad no_grad;
+    const RopeTable angles = decoder_.angles_at(positions);
+    Tensor h = decoder_.embed(Tensor::from(padded, {1, rows}));
+    for (int64_t i = 0; i < decoder_.num_layers(); ++i)
+        h = decoder_.finish(i, h, attend_each(states, i, decoder_.project(i, h, angles)));
+    for (DecodeState* state : states) ++state->position_;
+    return logits_of(h).sliced(0, 0, count);
 }
 
 }  // namespace lc::models

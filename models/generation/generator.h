@@ -1,6 +1,8 @@
-// Generation with constant memory: the prompt goes through in chunks that hand a state on, then one token at a time.
+// Generation with constant memory: the prompt goes through in chunks that hand a state on, then one token at a time, of one
+// sequence or of several that are each at a position of their own.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "models/decoder/decoder.h"
@@ -25,6 +27,11 @@ class DecodeState {
     int64_t batch() const { return batch_; }
     int64_t bytes() const;  // of all caches
 
+    // Row `index` as a state of one sequence: a slot of a running batch. It shares this state's memory, but for the keys and
+    // values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
+    DecodeState row(int64_t index) const;
+    void reset();  // as new: a slot for the next sequence
+
   private:
     friend class Generator;
     AttentionMode mode_;
@@ -36,15 +43,25 @@ class DecodeState {
 
 class Generator {
   public:
-    // Keeps a reference to the decoder. Prompts go through `prefill_chunk` tokens at a time.
+    // Keeps a reference to the decoder. Inputs of advance and feed go through `prefill_chunk` tokens at a time.
     explicit Generator(const Decoder& decoder, int64_t prefill_chunk = 512);
 
     // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels; longer inputs go
     // through chunk by chunk. Call it again with more ids at any time. Throws Error(Usage) beyond max_position_embeddings.
     Tensor advance(DecodeState& state, const Tensor& ids) const;
+    void feed(DecodeState& state, const Tensor& ids) const;  // the same without logits: more of the prompt will follow
+
+    // One token each for several sequences: ids[i] joins states[i], of one row each and at any position -> logits [n,V].
+    // The products get `rows` rows, n of them in use. A row of a product has the same bits whichever row it is and whatever
+    // the others hold, but not in products of other heights; so with `rows` fixed nobody's logits depend on who else is there.
+    Tensor step(std::span<DecodeState* const> states, std::span<const int32_t> ids, int64_t rows) const;
 
   private:
-    Tensor attend(DecodeState& state, int64_t layer, const Qkv& qkv, const Tensor& positions) const;
+    Tensor run(DecodeState& state, const Tensor& ids, bool want_logits) const;
+    Tensor attend(DecodeState& state, int64_t layer, const Qkv& qkv) const;
+    Tensor attend_each(std::span<DecodeState* const> states, int64_t layer, const Qkv& qkv) const;
+    Tensor logits_of(const Tensor& h) const;  // h [1,N,D] or [N,1,D] -> [N,V]
+    void check_room(const DecodeState& state, int64_t tokens) const;
 
     const Decoder& decoder_;
     int64_t chunk_;

@@ -1,0 +1,71 @@
+#include "models/generation/conversation.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace lc::models {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Conversation::Conversation(const Decoder& decoder, const io::Tokenizer& tokenizer, DecodeMode mode,
+                           int64_t prefill_chunk)
+    : decoder_(decoder),
+      tokenizer_(tokenizer),
+      mode_(mode),
+      chunk_(prefill_chunk),
+      generator_(decoder, prefill_chunk),
+      state_(decoder, mode.mode, 1, mode.terms) {}
+
+Tensor Conversation::read(const std::function<bool()>& stop) {
+    for (;;) {
+        const std::span<const int32_t> unread = std::span(ids_).subspan(static_cast<size_t>(state_.position()));
+        const int64_t length = std::min(chunk_, std::ssize(unread));
+        const Tensor chunk = Tensor::from(unread.first(static_cast<size_t>(length)), {1, length});
+        if (stop && stop()) return {};
+        if (length == std::ssize(unread)) return generator_.advance(state_, chunk);
+        generator_.feed(state_, chunk);
+    }
+}
+
+Generation Conversation::reply(std::span<const int32_t> ids, const GenerateOptions& options, const TextSink& on_text,
+                               const std::function<bool()>& stop) {
+    std::vector<int32_t> all = ids_;
+    all.insert(all.end(), ids.begin(), ids.end());
+    const DecoderConfig& config = decoder_.config();
+    const int64_t most = room_for_new(std::ssize(all), options.max_new_tokens, config.max_positions);
+    LC_REQUIRE(Usage, std::ssize(all) > state_.position(), "there is nothing new to read");
+    Continuation answer(tokenizer_, options, all, most, config.vocab_size, on_text);
+    ids_ = std::move(all);
+
+    auto start = std::chrono::steady_clock::now();
+    Tensor logits = read(stop);
+    const double prefill_seconds = seconds_since(start);
+    start = std::chrono::steady_clock::now();
+    if (!logits.defined()) answer.cancel();
+    while (!answer.done()) {
+        const int32_t id = answer.accept(logits.to_vector<float>());
+        ids_.push_back(id);
+        if (answer.done()) break;
+        if (stop && stop())
+            answer.cancel();
+        else
+            logits = generator_.advance(state_, Tensor::from(std::vector<int32_t>{id}, {1, 1}));
+    }
+    const double decode_seconds = seconds_since(start);
+    Generation result = answer.finish();
+    result.prefill_seconds = prefill_seconds, result.decode_seconds = decode_seconds;
+    result.state_bytes = state_.bytes();
+    return result;
+}
+
+Generation generate(const Decoder& decoder, const io::Tokenizer& tokenizer, DecodeMode mode,
+                    std::span<const int32_t> prompt, const GenerateOptions& options, const TextSink& on_text) {
+    return Conversation(decoder, tokenizer, mode).reply(prompt, options, on_text);
+}
+
+}  // namespace lc::models

@@ -1,0 +1,203 @@
+#include "models/generation/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "core/allocator.h"
+#include "core/cuda/runtime.h"
+
+namespace lc::models {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The slots are rows of one block of memory a layer, so that a kernel can serve them together.
+std::vector<DecodeState> make_slots(const Decoder& decoder, DecodeMode mode, int64_t count) {
+    const DecodeState all(decoder, mode.mode, count, mode.terms);
+    std::vector<DecodeState> slots;
+    for (int64_t i = 0; i < count; ++i) slots.push_back(all.row(i));
+    return slots;
+}
+
+int64_t available_bytes(Device device) {
+    if (device.is_cpu()) return int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+    const AllocatorStats stats = allocator(device).stats();
+    return cuda::device_info(device.index).free_bytes + stats.bytes_reserved - stats.bytes_in_use;
+}
+
+void require_memory(const Decoder& decoder, DecodeMode mode, int64_t slots) {
+    const int64_t each = DecodeState(decoder, mode.mode, 1, mode.terms).bytes();
+    const int64_t fit = each > 0 ? available_bytes(decoder.device()) / each : slots;
+    LC_REQUIRE(Resource, slots <= fit,
+               "the states of {} sequences at a time, {:.2f} MiB each, are more than {} can hold — {} fit", slots,
+               static_cast<double>(each) / (1 << 20), decoder.device().str(), fit);
+}
+
+}  // namespace
+
+struct Engine::Sequence {
+    int64_t id;
+    std::vector<int32_t> prompt;
+    Continuation text;
+    DecodeState* state = nullptr;
+    size_t slot = 0;
+    int32_t last = 0;   // the id that the next step feeds
+    bool read = false;  // the whole prompt
+    double prefill_seconds = 0;
+    Clock::time_point first_token = {};
+    std::string error = {};
+
+    bool ended() const { return text.done() || !error.empty(); }
+};
+
+Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const EngineOptions& options)
+    : decoder_(decoder), tokenizer_(tokenizer), options_(options), generator_(decoder, options.prefill_chunk) {
+    LC_REQUIRE(Usage, options.slots >= 1, "the number of sequences at a time must be at least 1, got {}",
+               options.slots);
+    require_memory(decoder, options.mode, options.slots);
+    states_ = make_slots(decoder, options.mode, options.slots);
+    for (size_t slot = states_.size(); slot-- > 0;) free_.push_back(slot);
+}
+
+Engine::~Engine() = default;
+
+int64_t Engine::submit(Request request) {
+    const DecoderConfig& config = decoder_.config();
+    const int64_t most = room_for_new(std::ssize(request.prompt), request.options.max_new_tokens, config.max_positions);
+    for (const int32_t id : request.prompt)
+        LC_REQUIRE(Usage, id >= 0 && id < config.vocab_size, "prompt: token {} is not in [0, {})", id,
+                   config.vocab_size);
+    Continuation text(tokenizer_, request.options, request.prompt, most, config.vocab_size, std::move(request.on_text));
+    waiting_.push_back(std::make_unique<Sequence>(
+        Sequence{.id = next_id_, .prompt = std::move(request.prompt), .text = std::move(text)}));
+    return next_id_++;
+}
+
+void Engine::cancel(int64_t id) {
+    for (const auto& sequence : running_)
+        if (sequence->id == id) sequence->text.cancel();
+    const auto waits = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& s) { return s->id == id; });
+    if (waits == waiting_.end()) return;
+    (*waits)->text.cancel();
+    finished_.push_back({id, (*waits)->text.finish(), {}});
+    waiting_.erase(waits);
+}
+
+bool Engine::step() {
+    retire();  // what was cancelled since
+    admit();
+    if (running_.empty()) return false;
+    read_prompts();
+    decode();
+    retire();
+    return true;
+}
+
+void Engine::admit() {
+    while (!waiting_.empty() && !free_.empty()) {
+        Sequence& sequence = *waiting_.front();
+        sequence.slot = free_.back();
+        free_.pop_back();
+        sequence.state = &states_[sequence.slot];
+        running_.push_back(std::move(waiting_.front()));
+        waiting_.pop_front();
+    }
+}
+
+// At most about one chunk's worth of tokens, the oldest first: those who are decoding never wait longer than that.
+void Engine::read_prompts() {
+    int64_t budget = options_.prefill_chunk;
+    for (const auto& sequence : running_)
+        while (!sequence->read && !sequence->ended() && budget > 0) {
+            const int64_t before = sequence->state->position();
+            sequence->read = read_chunk(*sequence);
+            budget -= sequence->state->position() - before;
+        }
+}
+
+// The chunks of a prompt begin at multiples of their size, whatever else is read: its bits are its own. True after the last.
+bool Engine::read_chunk(Sequence& sequence) {
+    const Clock::time_point start = Clock::now();
+    const std::span<const int32_t> unread =
+        std::span(sequence.prompt).subspan(static_cast<size_t>(sequence.state->position()));
+    const int64_t length = std::min(options_.prefill_chunk, std::ssize(unread));
+    const bool last = length == std::ssize(unread);
+    const Tensor chunk = Tensor::from(unread.first(static_cast<size_t>(length)), {1, length});
+    Tensor logits;
+    if (last)
+        logits = generator_.advance(*sequence.state, chunk);
+    else
+        generator_.feed(*sequence.state, chunk);
+    tokens_read_ += length;
+    sequence.prefill_seconds += seconds_since(start);
+    if (!last) return false;
+    sequence.first_token = Clock::now();
+    accept(sequence, logits.to_vector<float>());
+    return true;
+}
+
+void Engine::decode() {
+    std::vector<Sequence*> ready;
+    for (const auto& sequence : running_)
+        if (sequence->read && !sequence->ended()) ready.push_back(sequence.get());
+    const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
+    for (size_t first = 0; first < ready.size(); first += static_cast<size_t>(rows))
+        decode_group(std::span(ready).subspan(first, std::min(static_cast<size_t>(rows), ready.size() - first)));
+}
+
+void Engine::decode_group(std::span<Sequence* const> group) {
+    std::vector<DecodeState*> states;
+    std::vector<int32_t> ids;
+    for (const Sequence* sequence : group) states.push_back(sequence->state), ids.push_back(sequence->last);
+    const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
+    const std::vector<float> logits = generator_.step(states, ids, rows).to_vector<float>();
+    const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
+    for (size_t i = 0; i < group.size(); ++i) accept(*group[i], std::span(logits).subspan(i * vocab, vocab));
+}
+
+// A request that cannot go on ends alone.
+void Engine::accept(Sequence& sequence, std::span<const float> logits) {
+    try {
+        sequence.last = sequence.text.accept(logits);
+        ++tokens_made_;
+    } catch (const Error& error) {
+        if (error.kind() == ErrorKind::Internal) throw;
+        sequence.error = error.what();
+    }
+}
+
+void Engine::retire() {
+    for (const auto& sequence : running_) {
+        if (!sequence->ended()) continue;
+        Generation result = sequence->text.finish();
+        if (!sequence->error.empty()) result.finish_reason = "error";
+        result.prefill_seconds = sequence->prefill_seconds;
+        if (sequence->read) result.decode_seconds = seconds_since(sequence->first_token);
+        result.state_bytes = sequence->state->bytes();
+        finished_.push_back({sequence->id, std::move(result), sequence->error});
+        std::exchange(sequence->state, nullptr)->reset();
+        free_.push_back(sequence->slot);
+    }
+    std::erase_if(running_, [](const auto& sequence) { return sequence->state == nullptr; });
+}
+
+std::vector<Finished> Engine::take_finished() {
+    return std::exchange(finished_, {});
+}
+
+int64_t Engine::running() const {
+    return std::ssize(running_);
+}
+
+int64_t Engine::state_bytes() const {
+    int64_t total = 0;
+    for (const DecodeState& state : states_) total += state.bytes();
+    return total;
+}
+
+}  // namespace lc::models
