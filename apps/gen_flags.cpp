@@ -17,6 +17,16 @@ void add_sampling(CLI::App& app, GenFlags& f) {
     app.add_option("--seed", f.seed, "Sampling: random numbers; the same seed gives the same text");
 }
 
+void add_batch(CLI::App& app, GenFlags& f) {
+    app.add_option("--batch", f.batch,
+                   "JSON lines {\"prompt\": ..., \"id\": ..., \"temperature\": ...}; results go to --out")
+        ->type_name("FILE");
+    app.add_option("--out", f.out, "JSON lines, one result each in the order of --batch")->type_name("FILE");
+    app.add_option("--batch-size", f.batch_size, "Sequences that are generated at a time")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+    app.add_flag("--continue", f.go_on, "Go on after the results that --out holds");
+}
+
 }  // namespace
 
 void GenFlags::add(CLI::App& app) {
@@ -31,6 +41,9 @@ void GenFlags::add(CLI::App& app) {
     app.add_option("--stop", stop, "Ends the text before this string; may be given several times")
         ->allow_extra_args(false);
     app.add_flag("--ignore-eos", ignore_eos, "Go on after tokens that end a text");
+    add_batch(app, *this);
+    app.add_option("--prefill-chunk", prefill_chunk, "Tokens of a prompt that go through at a time: bounds memory")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
     app.add_option("--attention-terms", terms, "Diagnosis of hybrids: both | window | linear")
         ->check(CLI::IsMember({"both", "window", "linear"}));
     place.add(app);

@@ -38,7 +38,7 @@ std::string number_or_dash(const std::optional<double>& value) {
 
 }  // namespace
 
-Session load_session(const GenFlags& flags, const Settings& settings) {
+Session load_session(const GenFlags& flags, const Settings& settings, bool with_identity) {
     const models::ModelSource source = flags.model.source();
     const io::GenerationConfig defaults = io::load_generation_config(source.directory);
     models::GenerateOptions options = generate_options(flags, settings, defaults);
@@ -50,13 +50,15 @@ Session load_session(const GenFlags& flags, const Settings& settings) {
                "{}: the tokenizer has {} ids, the model's embedding {}", tokenizer_file.string(),
                tokenizer.vocab_size(), decoder.config().vocab_size);
     models::validate(options.sampling, decoder.config().vocab_size);
+    models::ModelIdentity identity;
+    if (with_identity || !flags.run.empty()) identity = models::identify(source, flags.run);
     if (!flags.run.empty()) {
-        models::apply_run(decoder, flags.run, models::hash_of(source));
+        models::apply_run(decoder, flags.run, identity.model_hash);
         decoder.merge_lora();
     }
     if (!flags.ignore_eos) options.eos_ids = eos_ids(defaults, decoder, tokenizer);
     const models::DecodeMode mode = mode_of(decoder, flags.terms);
-    return {std::move(tokenizer), std::move(decoder), mode, std::move(options)};
+    return {std::move(tokenizer), std::move(decoder), mode, std::move(options), std::move(identity)};
 }
 
 void write_out(std::string_view text) {

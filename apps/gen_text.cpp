@@ -41,7 +41,7 @@ int run_text(const GenFlags& flags, const Settings& settings) {
     const std::string prompt = read_prompt(flags, settings);
     const Session session = load_session(flags, settings);
     const std::vector<int32_t> ids = session.tokenizer.encode(prompt, true);
-    models::Conversation conversation(session.decoder, session.tokenizer, session.mode);
+    models::Conversation conversation(session.decoder, session.tokenizer, session.mode, flags.prefill_chunk);
     const models::Generation result =
         conversation.reply(ids, session.options, flags.json ? models::TextSink() : write_out);
     if (flags.json) write_out(json_of(result, ids));

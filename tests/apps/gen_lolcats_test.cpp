@@ -1,90 +1,21 @@
 // The program as a user meets it: exit codes, one-line errors, text and JSON, on a tiny model made here.
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
 #include <fstream>
 
 #include "autograd/grad_mode.h"
-#include "io/file.h"
-#include "io/json.h"
 #include "io/safetensors.h"
-#include "io/tokenizer/bpe_trainer.h"
-#include "io/tokenizer/tokenizer.h"
-#include "models/run.h"
+#include "tests/apps/gen_fixture.h"
 #include "tests/assets.h"
-#include "tests/models/tiny.h"
 
 namespace lc {
 namespace {
 
+using test::gen;
+using test::GenLolcats;
+using test::Outcome;
+using test::shell_quoted;
 using testing::AllOf;
 using testing::HasSubstr;
 namespace fs = std::filesystem;
-
-std::string shell_quoted(const std::string& word) {
-    std::string result(1, '\'');
-    for (const char c : word)
-        if (c == '\'')
-            result.append("'\\''");
-        else
-            result.push_back(c);
-    result.push_back('\'');
-    return result;
-}
-
-struct Outcome {
-    int code = -1;
-    std::string out, err;
-};
-
-Outcome gen(const std::vector<std::string>& words, const std::string& environment = {},
-            const std::string& input = "/dev/null") {
-    const test::TemporaryDirectory directory;
-    const fs::path out = directory.path() / "out", err = directory.path() / "err";
-    std::string command = fmt::format("env {} {}", environment, shell_quoted(LC_BINARY_DIR "/gen_lolcats"));
-    for (const std::string& word : words) command += fmt::format(" {}", shell_quoted(word));
-    command +=
-        fmt::format(" < {} > {} 2> {}", shell_quoted(input), shell_quoted(out.string()), shell_quoted(err.string()));
-    const int status = std::system(command.c_str());
-    Outcome outcome{.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)};
-    outcome.out = io::read_file(out, 1 << 20), outcome.err = io::read_file(err, 1 << 20);
-    return outcome;
-}
-
-class GenLolcats : public testing::Test {
-  protected:
-    GenLolcats() : model_((directory_.path() / "model").string()), run_((directory_.path() / "run").string()) {
-        fs::create_directories(model_), fs::create_directories(run_);
-        std::ofstream(model_ + "/tokenizer.json")
-            << io::train_byte_level_bpe("one two three four five six seven eight nine ten", {.vocab_size = 280});
-        models::DecoderConfig config = test::tiny_config();
-        config.vocab_size = 280;
-        models::Decoder decoder = test::tiny_decoder(config, DType::f32);
-        models::save_base(decoder, model_, DType::f32);
-        decoder.linearize(test::tiny_spec(), 1);
-        decoder.add_lora({}, 1);
-        test::disturb(decoder.lora_parameters(), 0.1);
-        const models::RunInfo info{.base_model = model_, .base_hash = models::model_hash(model_)};
-        models::save_feature_maps(decoder, run_, info);
-        models::save_adapter(decoder, run_, info);
-    }
-    std::vector<std::string> with(std::vector<std::string> words) const {
-        words.insert(words.begin(), {"--model", model_, "--prompt", "one two", "--max-new-tokens", "12"});
-        return words;
-    }
-    // Fails unless the program refused with this code and one line.
-    void expect_refusal(const Outcome& outcome, int code, const std::string& part) const {
-        EXPECT_EQ(outcome.code, code) << outcome.err;
-        EXPECT_THAT(outcome.err, AllOf(testing::StartsWith("error: "), HasSubstr(part)));
-        EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
-        EXPECT_EQ(outcome.out, "");
-    }
-    test::TemporaryDirectory directory_;
-    std::string model_, run_;
-};
 
 TEST_F(GenLolcats, JsonOfTeacherAndStudent) {
     for (const bool linearized : {false, true}) {
@@ -134,6 +65,25 @@ TEST_F(GenLolcats, SamplingRepeatsWithTheSeed) {
     };
     EXPECT_EQ(text("1"), text("1"));
     EXPECT_NE(text("1"), text("2"));
+}
+
+TEST_F(GenLolcats, EveryFilterReachesTheSampler) {
+    const auto json = [&](std::vector<std::string> words) {
+        words.push_back("--json");
+        return io::parse_json(gen(with(words)).out, "stdout");
+    };
+    const io::Json plain = json({});
+    const auto first = plain["ids"][0].get<int32_t>();
+    EXPECT_NE(json({"--logit-bias", fmt::format("{}=-inf", first)})["ids"][0], first);
+    const std::vector<int32_t> sevens(12, 7);
+    EXPECT_EQ(json({"--logit-bias", "7=1000"})["ids"].get<std::vector<int32_t>>(), sevens);
+    EXPECT_EQ(json({"--logit-bias", "7=1000", "--frequency-penalty", "600"})["ids"][1] == 7, true);
+    EXPECT_NE(json({"--logit-bias", "7=1000", "--frequency-penalty", "600"})["ids"][2], 7);
+    EXPECT_NE(json({"--logit-bias", "7=1000", "--presence-penalty", "1200"})["ids"][1], 7);
+    EXPECT_EQ(json({"--temperature", "1e-300"})["ids"], plain["ids"]);
+    EXPECT_EQ(json({"--temperature", "2", "--top-k", "1"})["ids"], plain["ids"]);
+    EXPECT_EQ(json({"--temperature", "2", "--top-k", "1000000", "--seed", "3"})["ids"],
+              json({"--temperature", "2", "--seed", "3"})["ids"]);
 }
 
 TEST_F(GenLolcats, StopStringsAreNotPrinted) {
@@ -187,6 +137,9 @@ TEST_F(GenLolcats, WrongUseIsTwo) {
     expect_refusal(gen(with({"--prompt-file", "x"})), 2, "only one");
     expect_refusal(gen(with({"--temprature", "1"})), 2, "did you mean '--temperature'?");
     expect_refusal(gen(with({"--top-p", "1.5"})), 2, "top_p");
+    expect_refusal(gen(with({"--logit-bias", "1"})), 2, "ID=VALUE");
+    expect_refusal(gen(with({"--logit-bias", "280=1"})), 2, "token 280");
+    expect_refusal(gen(with({"--presence-penalty", "inf"})), 2, "presence_penalty");
     expect_refusal(gen(with({"--max-new-tokens", "0"})), 2, "--max-new-tokens");
     expect_refusal(gen(with({"--stop", ""})), 2, "stop string");
     expect_refusal(gen(with({}), "LOLCATS_SEED=none"), 2, "LOLCATS_SEED");
