@@ -63,6 +63,13 @@ Generation Conversation::reply(std::span<const int32_t> ids, const GenerateOptio
     return result;
 }
 
+void Conversation::restore(std::vector<int32_t> ids, int64_t position, const DecodeState::TensorReader& read) {
+    LC_CHECK(ids_.empty() && position <= std::ssize(ids), "conversation: {} ids restored to position {}, over {}",
+             ids.size(), position, ids_.size());
+    state_.restore(position, decoder_, read);
+    ids_ = std::move(ids);
+}
+
 Generation generate(const Decoder& decoder, const io::Tokenizer& tokenizer, DecodeMode mode,
                     std::span<const int32_t> prompt, const GenerateOptions& options, const TextSink& on_text) {
     return Conversation(decoder, tokenizer, mode).reply(prompt, options, on_text);

@@ -30,6 +30,11 @@ class Conversation {
     // id of an answer, which nothing followed yet.
     const std::vector<int32_t>& ids() const { return ids_; }
     const DecodeState& state() const { return state_; }
+    const Decoder& decoder() const { return decoder_; }
+    DecodeMode mode() const { return mode_; }
+
+    // Puts a conversation that has said nothing where another one was (state_file.h).
+    void restore(std::vector<int32_t> ids, int64_t position, const DecodeState::TensorReader& read);
 
   private:
     Tensor read(const std::function<bool()>& stop);  // what the state has not seen; undefined when stopped

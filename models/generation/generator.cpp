@@ -164,6 +164,41 @@ void DecodeState::reset() {
     }
 }
 
+std::vector<NamedTensor> DecodeState::tensors() const {
+    std::vector<NamedTensor> all;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const LayerCache& cache = layers_[i];
+        const auto add = [&](const char* name, const Tensor& tensor) {
+            if (tensor.defined()) all.push_back({fmt::format("layers.{}.{}", i, name), tensor});
+        };
+        add("s", cache.s), add("z", cache.z), add("ring_k", cache.ring_k), add("ring_v", cache.ring_v);
+        if (!cache.keys.defined()) continue;
+        add("keys", cache.keys.sliced(2, 0, position_)), add("values", cache.values.sliced(2, 0, position_));
+    }
+    return all;
+}
+
+void DecodeState::restore(int64_t position, const Decoder& decoder, const TensorReader& read) {
+    LC_CHECK(position_ == 0 && position >= 0, "decode state: restored to position {} at {}", position, position_);
+    const DecoderConfig& config = decoder.config();
+    const Placement& place = decoder.placement();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        LayerCache& cache = layers_[i];
+        const auto take = [&](const char* name, Tensor& tensor) {
+            if (tensor.defined())
+                tensor.copy_from(read(fmt::format("layers.{}.{}", i, name), tensor.shape(), tensor.dtype()));
+        };
+        if (!cache.s.defined() && position > 0) {
+            const Shape shape{batch_, config.num_kv_heads, position, config.head_dim};
+            cache.keys = Tensor::empty(shape, place.dtype, place.device);
+            cache.values = Tensor::empty(shape, place.dtype, place.device);
+        }
+        take("s", cache.s), take("z", cache.z), take("ring_k", cache.ring_k), take("ring_v", cache.ring_v);
+        take("keys", cache.keys), take("values", cache.values);
+    }
+    position_ = position;
+}
+
 Generator::Generator(const Decoder& decoder, int64_t prefill_chunk) : decoder_(decoder), chunk_(prefill_chunk) {
     LC_CHECK(prefill_chunk >= 1, "generator: prefill chunk of {} tokens", prefill_chunk);
 }

@@ -2,7 +2,9 @@
 // sequence or of several that are each at a position of their own.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "models/decoder/decoder.h"
@@ -31,6 +33,12 @@ class DecodeState {
     // values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
     DecodeState row(int64_t index) const;
     void reset();  // as new: a slot for the next sequence
+
+    // What a file must hold to go on from here: "layers.3.s", ... ; of keys and values the part in use.
+    std::vector<NamedTensor> tensors() const;
+    // The reverse, in a state that has seen nothing: `read` gives each tensor, of that shape and dtype, on any device.
+    using TensorReader = std::function<Tensor(const std::string& name, const Shape& shape, DType dtype)>;
+    void restore(int64_t position, const Decoder& decoder, const TensorReader& read);
 
   private:
     friend class Generator;
