@@ -61,7 +61,7 @@ class Progress {
 
 int run_batch(const GenFlags& flags, const Settings& settings) {
     LC_REQUIRE(Usage, !flags.out.empty(), "--batch needs --out — see --help");
-    for (const char* name : {"prompt", "prompt-file", "json"})
+    for (const char* name : {"prompt", "prompt-file", "json", "save-state", "load-state"})
         LC_REQUIRE(Usage, !settings.origin.contains(name), "--{} does not go with --batch", name);
     const Session session = load_session(flags, settings, true);
     const io::Json identity = {session.identity.model_hash, session.identity.run_hash, flags.terms, flags.place.dtype};

@@ -27,6 +27,16 @@ void add_batch(CLI::App& app, GenFlags& f) {
     app.add_flag("--continue", f.go_on, "Go on after the results that --out holds");
 }
 
+void add_conversation(CLI::App& app, GenFlags& f) {
+    app.add_flag("--chat", f.chat, "Talk: one message a line; Ctrl-C stops an answer, Ctrl-D ends");
+    app.add_option("--template,--chat-template", f.chat_template,
+                   "How messages are written down: alpaca, llama2, llama3, mistral or chatml; else as the model says");
+    app.add_option("--system", f.system, "System prompt of --chat");
+    app.add_option("--save-state", f.save_state, "Write the state after every answer, to go on later")
+        ->type_name("FILE");
+    app.add_option("--load-state", f.load_state, "Go on from a saved state")->type_name("FILE");
+}
+
 }  // namespace
 
 void GenFlags::add(CLI::App& app) {
@@ -42,6 +52,7 @@ void GenFlags::add(CLI::App& app) {
         ->allow_extra_args(false);
     app.add_flag("--ignore-eos", ignore_eos, "Go on after tokens that end a text");
     add_batch(app, *this);
+    add_conversation(app, *this);
     app.add_option("--prefill-chunk", prefill_chunk, "Tokens of a prompt that go through at a time: bounds memory")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
     app.add_option("--attention-terms", terms, "Diagnosis of hybrids: both | window | linear")

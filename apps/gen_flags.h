@@ -15,11 +15,13 @@ struct GenFlags {
     ModelFlags model;
     PlacementFlags place;
     std::string run, prompt, prompt_file, terms = "both", batch, out;
+    std::string chat_template, system, save_state, load_state;
     std::vector<std::string> stop, logit_bias;
     int64_t max_new_tokens = 128, top_k = 0, threads = 0, batch_size = 8, prefill_chunk = 512;
     double temperature = 1, top_p = 1, min_p = 0, repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
     uint64_t seed = 0;
-    bool greedy = false, ignore_eos = false, go_on = false, json = false, stats = false, no_follow_symlinks = false;
+    bool greedy = false, ignore_eos = false, go_on = false, chat = false, json = false, stats = false,
+         no_follow_symlinks = false;
 
     void add(CLI::App& app);
 };

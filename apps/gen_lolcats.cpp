@@ -23,9 +23,13 @@ int run(int argc, const char* const* argv) {
     if (!settings) return 0;
     if (flags.threads > 0) set_num_threads(static_cast<int>(flags.threads));
     const auto given = [&](const char* name) { return settings->origin.contains(name); };
-    for (const char* name : {"out", "continue"})
+    for (const char* name : {"out", "continue", "batch-size"})
         LC_REQUIRE(Usage, given("batch") || !given(name), "--{} goes with --batch — see --help", name);
+    for (const char* name : {"template", "system"})
+        LC_REQUIRE(Usage, flags.chat || !given(name), "--{} goes with --chat — see --help", name);
+    LC_REQUIRE(Usage, !flags.chat || !given("batch"), "give only one of --chat and --batch — see --help");
     if (given("batch")) return run_batch(flags, *settings);
+    if (flags.chat) return run_chat(flags, *settings);
     return run_text(flags, *settings);
 }
 

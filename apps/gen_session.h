@@ -37,5 +37,6 @@ void print_stats(const Session& session, const models::Generation& result, size_
 // The ways of using the program, a file each.
 int run_text(const GenFlags& flags, const Settings& settings);   // one prompt, one text
 int run_batch(const GenFlags& flags, const Settings& settings);  // --batch
+int run_chat(const GenFlags& flags, const Settings& settings);   // --chat
 
 }  // namespace lc::apps

@@ -5,6 +5,7 @@
 #include "apps/gen_session.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "models/generation/state_file.h"
 
 namespace lc::apps {
 namespace {
@@ -39,13 +40,19 @@ std::string json_of(const models::Generation& result, const std::vector<int32_t>
 
 int run_text(const GenFlags& flags, const Settings& settings) {
     const std::string prompt = read_prompt(flags, settings);
-    const Session session = load_session(flags, settings);
-    const std::vector<int32_t> ids = session.tokenizer.encode(prompt, true);
+    const bool keeps = !flags.save_state.empty() || !flags.load_state.empty();
+    const Session session = load_session(flags, settings, keeps);
     models::Conversation conversation(session.decoder, session.tokenizer, session.mode, flags.prefill_chunk);
+    std::string chat_template;
+    if (!flags.load_state.empty()) chat_template = models::load_state(conversation, flags.load_state, session.identity);
+    // What goes on with a text has no BOS of its own.
+    const std::vector<int32_t> ids = session.tokenizer.encode(prompt, conversation.ids().empty());
     const models::Generation result =
         conversation.reply(ids, session.options, flags.json ? models::TextSink() : write_out);
     if (flags.json) write_out(json_of(result, ids));
     write_out("\n");
+    if (!flags.save_state.empty())
+        models::save_state(conversation, flags.save_state, {session.identity, chat_template});
     if (flags.stats) print_stats(session, result, ids.size());
     return 0;
 }
