@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <iostream>
 
@@ -71,8 +72,9 @@ int run_batch(const GenFlags& flags, const Settings& settings) {
                "{}: holds {} results already — give --continue to go on after them, or another --out", flags.out,
                out.lines().size());
     const int64_t first = file.count_done(out.lines(), flags.out);
+    const int64_t slots = std::min(flags.batch_size, file.size());
     models::Engine engine(session.decoder, session.tokenizer,
-                          {.mode = session.mode, .slots = flags.batch_size, .prefill_chunk = flags.prefill_chunk});
+                          {.mode = session.mode, .slots = slots, .prefill_chunk = flags.prefill_chunk});
 
     catch_signals({SIGINT, SIGTERM, SIGHUP}, SecondSignal::Exits);
     Progress progress(first, file.size());
@@ -80,7 +82,7 @@ int run_batch(const GenFlags& flags, const Settings& settings) {
     const models::BatchHooks hooks{.write = [&](std::string_view line) { out.append(line); },
                                    .progress = [&](const models::BatchProgress& now) { progress.show(last = now); },
                                    .stop = interrupted};
-    const int64_t done = models::run_batch(engine, session.tokenizer, file, flags.batch_size, first, hooks);
+    const int64_t done = models::run_batch(engine, session.tokenizer, file, slots, first, hooks);
     out.sync();
     progress.finish(last);
     if (done == file.size()) return 0;

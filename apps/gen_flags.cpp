@@ -23,7 +23,7 @@ void add_batch(CLI::App& app, GenFlags& f) {
         ->type_name("FILE");
     app.add_option("--out", f.out, "JSON lines, one result each in the order of --batch")->type_name("FILE");
     app.add_option("--batch-size", f.batch_size, "Sequences that are generated at a time")
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
     app.add_flag("--continue", f.go_on, "Go on after the results that --out holds");
 }
 

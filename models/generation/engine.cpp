@@ -31,8 +31,9 @@ int64_t available_bytes(Device device) {
 }
 
 void require_memory(const Decoder& decoder, DecodeMode mode, int64_t slots) {
-    const int64_t each = DecodeState(decoder, mode.mode, 1, mode.terms).bytes();
-    const int64_t fit = each > 0 ? available_bytes(decoder.device()) / each : slots;
+    const int64_t each = DecodeState(decoder, mode.mode, 1, mode.terms).bytes() +
+                         decoder.num_layers() * static_cast<int64_t>(sizeof(LayerCache));
+    const int64_t fit = available_bytes(decoder.device()) / each;
     LC_REQUIRE(Resource, slots <= fit,
                "the states of {} sequences at a time, {:.2f} MiB each, are more than {} can hold — {} fit", slots,
                static_cast<double>(each) / (1 << 20), decoder.device().str(), fit);

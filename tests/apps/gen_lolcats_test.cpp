@@ -121,6 +121,27 @@ TEST_F(GenLolcats, GenerationConfigGivesDefaultsAndFlagsWin) {
     expect_refusal(gen(with({})), 3, "temperature");
 }
 
+TEST_F(GenLolcats, OddPromptsAreDefined) {
+    const auto prompted = [&](const std::string& prompt) {
+        return gen({"--model", model_, "--prompt", prompt, "--max-new-tokens", "5"});
+    };
+    EXPECT_EQ(prompted("").code, 0) << "BOS alone";
+    EXPECT_EQ(prompted("one \xff\xc3").out, prompted("one \xEF\xBF\xBD\xEF\xBF\xBD").out)
+        << "ill-formed UTF-8 as U+FFFD";
+    EXPECT_EQ(prompted("one \xff").code, 0);
+    const std::string first = gen({"--model", model_, "--prompt", "one two", "--max-new-tokens", "1"}).out;
+    EXPECT_EQ(gen(with({"--stop", first.substr(0, first.size() - 1)})).out, "\n") << "a stop string that comes first";
+    std::vector<std::string> banned;
+    for (int id = 0; id < 280; ++id) banned.insert(banned.end(), {"--logit-bias", fmt::format("{}=-inf", id)});
+    const Outcome none = gen(with(banned));
+    EXPECT_EQ(none.code, 2);
+    EXPECT_THAT(none.err, HasSubstr("logit_bias leaves no token"));
+    // Without BOS an empty prompt has nothing to go on from.
+    std::ofstream(model_ + "/tokenizer.json")
+        << io::train_byte_level_bpe("one two", {.vocab_size = 280, .bos_token = ""});
+    expect_refusal(prompted(""), 2, "the prompt has no tokens");
+}
+
 TEST_F(GenLolcats, AttentionTermsAndStats) {
     const Outcome both = gen(with({"--run", run_, "--stats"})),
                   window = gen(with({"--run", run_, "--attention-terms", "window"}));

@@ -291,28 +291,45 @@ TEST_F(EngineTest, Refusals) {
     EXPECT_EQ(engine.step(), false) << "nothing of it stayed";
     EXPECT_THROW(make(0), Error);
     EXPECT_THAT(error_of(ErrorKind::Resource, [&] { make(int64_t{1} << 40); }), HasSubstr("fit"));
+    EXPECT_THAT(error_of(ErrorKind::Resource,
+                         [&] { Engine(decoder_, tiny_tokenizer(), {.mode = {}, .slots = int64_t{1} << 40}); }),
+                HasSubstr("fit"));
 }
 
-// Real weights, with maps as conversion makes them.
-class EngineOnStories : public testing::TestWithParam<DecodeVariant> {};
-
-TEST_P(EngineOnStories, GreedyIdsAreThoseOfTheFullForward) {
+// Real weights, with maps as conversion makes them, for prompts of these lengths.
+void check_on_asset(const char* model, const DecodeVariant& variant, int64_t window,
+                    const std::vector<int64_t>& lengths) {
     const auto assets = test::assets_dir();
     if (!assets) GTEST_SKIP() << test::kNoAssets;
-    Decoder decoder = Decoder::load(*assets / "stories260k");
-    const io::Tokenizer tokenizer = io::Tokenizer::load(*assets / "stories260k/tokenizer.json");
-    AttentionSpec spec = GetParam().spec;
-    spec.window_size = 16;
+    Decoder decoder = Decoder::load(*assets / model);
+    const io::Tokenizer tokenizer = io::Tokenizer::load(*assets / model / "tokenizer.json");
+    AttentionSpec spec = variant.spec;
+    spec.window_size = window;
     decoder.linearize(spec, 1);
-    Engine engine(decoder, tokenizer, {.mode = GetParam().mode, .slots = 24, .prefill_chunk = 100});
-    for (int64_t length = 1; length <= 300; ++length)
-        engine.submit(greedy(test::tiny_ids(1, length, 512, 7).to_vector<int32_t>(), 8));
-    for (const auto& [id, finished] : run_all(engine))
-        test::expect_greedy(decoder, GetParam().mode, test::tiny_ids(1, id + 1, 512, 7).to_vector<int32_t>(),
-                            finished.result.ids);
+    const auto prompt = [&](int64_t length) {
+        return test::tiny_ids(1, length, decoder.config().vocab_size, 7).to_vector<int32_t>();
+    };
+    Engine engine(decoder, tokenizer, {.mode = variant.mode, .slots = 24, .prefill_chunk = 100});
+    for (const int64_t length : lengths) engine.submit(greedy(prompt(length), 8));
+    const auto results = run_all(engine);
+    ASSERT_EQ(results.size(), lengths.size());
+    for (const auto& [id, finished] : results)
+        test::expect_greedy(decoder, variant.mode, prompt(lengths[static_cast<size_t>(id)]), finished.result.ids);
 }
 
-INSTANTIATE_TEST_SUITE_P(Variants, EngineOnStories, testing::ValuesIn(test::decode_variants()),
+class EngineOnAssets : public testing::TestWithParam<DecodeVariant> {};
+
+TEST_P(EngineOnAssets, Stories260kOneTo300) {
+    std::vector<int64_t> lengths(300);
+    std::iota(lengths.begin(), lengths.end(), int64_t{1});
+    check_on_asset("stories260k", GetParam(), 16, lengths);
+}
+
+TEST_P(EngineOnAssets, Teacher28mAtTheBordersOfBlocks) {
+    check_on_asset("teacher-28m", GetParam(), 64, {1, 2, 57, 63, 64, 65, 121, 127, 128, 129, 192, 300});
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, EngineOnAssets, testing::ValuesIn(test::decode_variants()),
                          [](const auto& p) { return std::string(p.param.name); });
 
 }  // namespace

@@ -42,10 +42,10 @@ inline std::vector<DecodeVariant> decode_variants() {
 }
 
 // Odd sizes on purpose: rows of products and of elementwise loops end in tails.
-inline models::Decoder decoder_with_text(const models::AttentionSpec& spec) {
+inline models::Decoder decoder_with_text(const models::AttentionSpec& spec, const models::Placement& placement = {}) {
     models::DecoderConfig config = tiny_config(true, 3);
     config.vocab_size = 283, config.intermediate_size = 37, config.max_positions = 512;
-    models::Decoder decoder = tiny_decoder(config, DType::f32);
+    models::Decoder decoder = tiny_decoder(config, placement);
     decoder.linearize(spec, 1);
     disturb(decoder.feature_map_parameters(), 0.3);
     return decoder;
@@ -56,9 +56,9 @@ inline std::vector<int32_t> prompt_of(int64_t length, uint64_t seed) {
 }
 
 // Fails unless every id was the likeliest one by the full forward pass over all that came before it. Where two logits agree to
-// rounding, either is right.
+// `rounding` (relative), either is right.
 inline void expect_greedy(const models::Decoder& decoder, models::DecodeMode mode, std::vector<int32_t> prompt,
-                          const std::vector<int32_t>& ids) {
+                          const std::vector<int32_t>& ids, float rounding = 1e-5f) {
     const NoGrad no_grad;
     const int64_t start = std::ssize(prompt), length = start + std::ssize(ids) - 1;
     prompt.insert(prompt.end(), ids.begin(), ids.end() - 1);
@@ -66,7 +66,7 @@ inline void expect_greedy(const models::Decoder& decoder, models::DecodeMode mod
     for (size_t i = 0; i < ids.size(); ++i) {
         const auto row = logits.sliced(1, start - 1 + static_cast<int64_t>(i), 1).to_vector<float>();
         const float best = *std::max_element(row.begin(), row.end());
-        ASSERT_GE(row[static_cast<size_t>(ids[i])], best - 1e-5f * std::abs(best))
+        ASSERT_GE(row[static_cast<size_t>(ids[i])], best - rounding * std::abs(best))
             << "token " << i << " after a prompt of " << start;
     }
 }

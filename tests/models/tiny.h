@@ -26,8 +26,9 @@ inline models::DecoderConfig tiny_config(bool tied = true, int64_t layers = 2) {
 }
 
 // Weights ten times as large as for training: attention that has preferences, logits that differ.
-inline models::Decoder tiny_decoder(const models::DecoderConfig& config, DType dtype, uint64_t seed = 3) {
-    models::Decoder decoder = models::Decoder::random(config, seed, {.dtype = dtype});
+inline models::Decoder tiny_decoder(const models::DecoderConfig& config, const models::Placement& placement,
+                                    uint64_t seed = 3) {
+    models::Decoder decoder = models::Decoder::random(config, seed, placement);
     for (models::NamedTensor parameter : decoder.base_parameters()) {
         if (parameter.tensor.rank() == 1) continue;
         std::vector<double> values = parameter.tensor.to_vector<double>();
@@ -35,6 +36,10 @@ inline models::Decoder tiny_decoder(const models::DecoderConfig& config, DType d
         parameter.tensor.copy_from(Tensor::from(values, parameter.tensor.shape()));
     }
     return decoder;
+}
+
+inline models::Decoder tiny_decoder(const models::DecoderConfig& config, DType dtype, uint64_t seed = 3) {
+    return tiny_decoder(config, models::Placement{.device = {}, .dtype = dtype}, seed);
 }
 
 inline models::AttentionSpec tiny_spec() {
