@@ -85,6 +85,8 @@ int run_batch(const GenFlags& flags, const Settings& settings) {
     const int64_t done = models::run_batch(engine, session.tokenizer, file, slots, first, hooks);
     out.sync();
     progress.finish(last);
+    LC_REQUIRE(Numerics, last.non_finite == 0, "{}: {} lines met logits that are not finite", flags.out,
+               last.non_finite);
     if (done == file.size()) return 0;
     std::cerr << fmt::format("stopped by a signal after {} of {} results; go on with --continue\n", done, file.size());
     return kExitPreempted;

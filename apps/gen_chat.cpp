@@ -1,5 +1,5 @@
-// --chat: messages from standard input, answers to standard output. The model's state holds the history; a turn costs what
-// is new in it.
+// --chat: messages from standard input, answers to standard output. The model's state holds the history; a turn costs
+// what is new in it.
 #include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>

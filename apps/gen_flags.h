@@ -26,9 +26,9 @@ struct GenFlags {
     void add(CLI::App& app);
 };
 
-// Defaults of the model's generation_config.json stand unless an option was given. Sampling is on when the model says so
-// (do_sample) or when any sampling option was given; else the likeliest token is taken. The ids that end a text are not
-// filled in.
+// Defaults of the model's generation_config.json stand unless an option was given. Sampling is on when the model says
+// so (do_sample) or when any sampling option was given; else the likeliest token is taken. The ids that end a text are
+// not filled in.
 models::GenerateOptions generate_options(const GenFlags& flags, const Settings& settings,
                                          const io::GenerationConfig& defaults);
 

@@ -130,6 +130,7 @@ int64_t run_batch(Engine& engine, const io::Tokenizer& tokenizer, const BatchFil
             ready[of.index] =
                 failed ? error_line(of.line, finished.error) : result_line(of.line, finished.result, of.prompt_tokens);
             progress.failed += failed;
+            progress.non_finite += failed && finished.kind == ErrorKind::Numerics;
             pending.erase(finished.id);
         }
         for (; !ready.empty() && ready.begin()->first == progress.done; ready.erase(ready.begin()), ++progress.done)

@@ -4,8 +4,8 @@
 //   out  {"id": 7, "text": "...", "finish_reason": "stop", "prompt_tokens": 5, "new_tokens": 12, "key": "..."}
 //   or   {"id": 7, "error": "...", "key": "..."}: a line that cannot be run, or failed while it ran
 //
-// Sampling options work where the temperature is above 0, by the line's own or the default. A line without an id has its line
-// number. Its random numbers are keyed by its id (or number), so that neither batch size
+// Sampling options work where the temperature is above 0, by the line's own or the default. A line without an id has
+// its line number. Its random numbers are keyed by its id (or number), so that neither batch size
 // nor the order of lines changes a sample; a line with a "seed" of its own has those of a single prompt with that seed.
 // "key" is a hash of all that the result depends on; a later run compares it before it goes on after such a line.
 #pragma once
@@ -29,14 +29,14 @@ struct BatchLine {
 
 class BatchFile {
   public:
-    // Reads and checks every line; blank ones are skipped. `identity` (of model and run) goes into the keys. Throws BadInput
-    // "file:line: ..." for one that is no JSON object, has an unknown key or a wrong value, or repeats an id.
+    // Reads and checks every line; blank ones are skipped. `identity` (of model and run) goes into the keys. Throws
+    // BadInput "file:line: ..." for one that is no JSON object, has an unknown key or a wrong value, or repeats an id.
     BatchFile(const std::filesystem::path& path, GenerateOptions defaults, int64_t vocab_size, std::string identity);
 
     int64_t size() const { return std::ssize(lines_); }
     BatchLine line(int64_t index) const;
-    // How many results of `results` (lines of an output file) stand. Throws BadInput, naming `source` and line, for one that
-    // is not the result of the line in its place under these options.
+    // How many results of `results` (lines of an output file) stand. Throws BadInput, naming `source` and line, for one
+    // that is not the result of the line in its place under these options.
     int64_t count_done(const std::vector<std::string>& results, const std::string& source) const;
 
   private:
@@ -54,7 +54,8 @@ class BatchFile {
 };
 
 struct BatchProgress {
-    int64_t done = 0, failed = 0, running = 0;
+    int64_t done = 0, running = 0;
+    int64_t failed = 0, non_finite = 0;  // lines that got an error; those of them whose logits were not finite
     int64_t tokens_read = 0, tokens_made = 0;
 };
 

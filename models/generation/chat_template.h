@@ -22,14 +22,14 @@ enum class ChatStyle : uint8_t { Alpaca, Llama2, Llama3, Mistral, ChatMl };
 
 class ChatTemplate {
   public:
-    // Throws Error(Usage) for an unknown name; Error(BadInput) for a template whose special tokens the tokenizer lacks, since
-    // the model could not know it.
+    // Throws Error(Usage) for an unknown name; Error(BadInput) for a template whose special tokens the tokenizer lacks,
+    // since the model could not know it.
     ChatTemplate(std::string_view name, const io::Tokenizer& tokenizer);
 
     std::string_view name() const;
-    // The ids of a user's turn, up to where the answer begins. `said`: all ids before it; none yet: BOS and the system prompt
-    // (empty: none) come first. An answer that was cut short gets its end. Throws Error(Usage) for a system prompt where the
-    // template has none.
+    // The ids of a user's turn, up to where the answer begins. `said`: all ids before it; none yet: BOS and the system
+    // prompt (empty: none) come first. An answer that was cut short gets its end. Throws Error(Usage) for a system
+    // prompt where the template has none.
     std::vector<int32_t> turn(std::string_view user, std::string_view system, const std::vector<int32_t>& said) const;
     // What ends an answer, beside the model's own ids for it.
     const std::vector<int64_t>& end_ids() const { return end_ids_; }

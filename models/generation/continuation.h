@@ -31,8 +31,8 @@ struct Generation {
 // Gets the text as it becomes certain, whole code points only; together the pieces are Generation::text.
 using TextSink = std::function<void(std::string_view)>;
 
-// How many new tokens a model with room for `limit` can add to `seen` of them, at most `wanted` (less is warned of). Throws
-// Error(Usage) when there are none to continue, or no room for a single one.
+// How many new tokens a model with room for `limit` can add to `seen` of them, at most `wanted` (less is warned of).
+// Throws Error(Usage) when there are none to continue, or no room for a single one.
 int64_t room_for_new(int64_t seen, int64_t wanted, int64_t limit);
 
 class Continuation {

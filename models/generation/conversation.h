@@ -21,13 +21,13 @@ class Conversation {
     Conversation(const Decoder& decoder, const io::Tokenizer& tokenizer, DecodeMode mode, int64_t prefill_chunk = 512);
 
     // Reads `ids` and answers. `stop` is asked between chunks and tokens: when it says yes, the answer ends where it is
-    // ("cancelled") and the conversation can go on. Throws Error(Usage), before anything is read, for nothing to read, no
-    // room for a new token, and options out of range.
+    // ("cancelled") and the conversation can go on. Throws Error(Usage), before anything is read, for nothing to read,
+    // no room for a new token, and options out of range.
     Generation reply(std::span<const int32_t> ids, const GenerateOptions& options, const TextSink& on_text = {},
                      const std::function<bool()>& stop = {});
 
-    // Everything that was said, answers included. The state has seen all of it but what the next turn reads first: the last
-    // id of an answer, which nothing followed yet.
+    // Everything that was said, answers included. The state has seen all of it but what the next turn reads first: the
+    // last id of an answer, which nothing followed yet.
     const std::vector<int32_t>& ids() const { return ids_; }
     const DecodeState& state() const { return state_; }
     const Decoder& decoder() const { return decoder_; }

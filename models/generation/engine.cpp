@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "core/allocator.h"
 #include "core/cuda/runtime.h"
@@ -52,6 +53,7 @@ struct Engine::Sequence {
     double prefill_seconds = 0;
     Clock::time_point first_token = {};
     std::string error = {};
+    ErrorKind error_kind = ErrorKind::Usage;
 
     bool ended() const { return text.done() || !error.empty(); }
 };
@@ -121,7 +123,8 @@ void Engine::read_prompts() {
         }
 }
 
-// The chunks of a prompt begin at multiples of their size, whatever else is read: its bits are its own. True after the last.
+// The chunks of a prompt begin at multiples of their size, whatever else is read: its bits are its own. True after the
+// last.
 bool Engine::read_chunk(Sequence& sequence) {
     const Clock::time_point start = Clock::now();
     const std::span<const int32_t> unread =
@@ -168,7 +171,7 @@ void Engine::accept(Sequence& sequence, std::span<const float> logits) {
         ++tokens_made_;
     } catch (const Error& error) {
         if (error.kind() == ErrorKind::Internal) throw;
-        sequence.error = error.what();
+        sequence.error = error.what(), sequence.error_kind = error.kind();
     }
 }
 
@@ -180,7 +183,7 @@ void Engine::retire() {
         result.prefill_seconds = sequence->prefill_seconds;
         if (sequence->read) result.decode_seconds = seconds_since(sequence->first_token);
         result.state_bytes = sequence->state->bytes();
-        finished_.push_back({sequence->id, std::move(result), sequence->error});
+        finished_.push_back({sequence->id, std::move(result), sequence->error, sequence->error_kind});
         std::exchange(sequence->state, nullptr)->reset();
         free_.push_back(sequence->slot);
     }

@@ -2,18 +2,18 @@
 //
 //   submit -> waiting -> a free slot: the prompt goes through in chunks -> one token a step with all others -> finished
 //
-// A request's result does not depend on which others run, on the order in which they came, or on the number of slots: its
-// prompt is read alone and in chunks of its own, its random numbers are its own, attention works sequence by sequence, and
-// the products of a step have a fixed number of rows (Generator::step). On the CPU this holds bit by bit, also between
-// numbers of slots: a step takes sequences in groups of kCpuRows. On a GPU, where one product a layer serves all slots, it
-// holds bit by bit for a given number of slots.
+// A request's result does not depend on which others run, on the order in which they came, or on the number of slots:
+// its prompt is read alone and in chunks of its own, its random numbers are its own, attention works sequence by
+// sequence, and the products of a step have a fixed number of rows (Generator::step). On the CPU this holds bit by bit,
+// also between numbers of slots: a step takes sequences in groups of kCpuRows. On a GPU, where one product a layer
+// serves all slots, it holds bit by bit for a given number of slots.
 #pragma once
-#include <chrono>
 #include <deque>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "core/check.h"
 #include "models/generation/continuation.h"
 #include "models/generation/conversation.h"
 #include "models/generation/generator.h"
@@ -36,6 +36,7 @@ struct Finished {
     int64_t id = 0;
     Generation result;
     std::string error;  // not empty: the request failed while it ran, and the result holds what came before
+    ErrorKind kind = ErrorKind::Usage;  // of the error: Numerics is the model's fault, Usage the request's
 };
 
 class Engine {
@@ -52,8 +53,8 @@ class Engine {
     int64_t submit(Request request);
     // Ends a request where it is; it then comes out as finished, "cancelled". Unknown and finished ids are ignored.
     void cancel(int64_t id);
-    // Admits what waits, reads a share of the prompts, and makes one token for everyone whose prompt is read. False when
-    // there was nothing to do.
+    // Admits what waits, reads a share of the prompts, and makes one token for everyone whose prompt is read. False
+    // when there was nothing to do.
     bool step();
     std::vector<Finished> take_finished();  // since the last call, in the order in which they ended
 

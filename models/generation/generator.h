@@ -1,5 +1,5 @@
-// Generation with constant memory: the prompt goes through in chunks that hand a state on, then one token at a time, of one
-// sequence or of several that are each at a position of their own.
+// Generation with constant memory: the prompt goes through in chunks that hand a state on, then one token at a time, of
+// one sequence or of several that are each at a position of their own.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -11,11 +11,11 @@
 
 namespace lc::models {
 
-// What attention keeps of the past, one entry a layer. Linearized layers: state and ring, constant size. Softmax layers:
-// keys and values, growing.
+// What attention keeps of the past, one entry a layer. Linearized layers: state and ring, constant size. Softmax
+// layers: keys and values, growing.
 //
-// The ring holds the keys and values that a window can still see, position p in slot p mod R (R: kernels/hybrid_decode).
-// After L tokens the state covers positions [0, state_end(spec, L)), the ring the rest.
+// The ring holds the keys and values that a window can still see, position p in slot p mod R (R:
+// kernels/hybrid_decode). After L tokens the state covers positions [0, state_end(spec, L)), the ring the rest.
 struct LayerCache {
     Tensor s, z, ring_k, ring_v;  // linearized: [B,Hs,F',D], [B,Hs,F'], [B,H_kv,R,D]; no ring for pure linear attention
     Tensor keys, values;          // softmax: [B,H_kv,capacity,D], the first `position` are valid
@@ -29,8 +29,8 @@ class DecodeState {
     int64_t batch() const { return batch_; }
     int64_t bytes() const;  // of all caches
 
-    // Row `index` as a state of one sequence: a slot of a running batch. It shares this state's memory, but for the keys and
-    // values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
+    // Row `index` as a state of one sequence: a slot of a running batch. It shares this state's memory, but for the
+    // keys and values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
     DecodeState row(int64_t index) const;
     void reset();  // as new: a slot for the next sequence
 
@@ -54,14 +54,16 @@ class Generator {
     // Keeps a reference to the decoder. Inputs of advance and feed go through `prefill_chunk` tokens at a time.
     explicit Generator(const Decoder& decoder, int64_t prefill_chunk = 512);
 
-    // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels; longer inputs go
-    // through chunk by chunk. Call it again with more ids at any time. Throws Error(Usage) beyond max_position_embeddings.
+    // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels;
+    // longer inputs go through chunk by chunk. Call it again with more ids at any time. Throws Error(Usage) beyond
+    // max_position_embeddings.
     Tensor advance(DecodeState& state, const Tensor& ids) const;
     void feed(DecodeState& state, const Tensor& ids) const;  // the same without logits: more of the prompt will follow
 
-    // One token each for several sequences: ids[i] joins states[i], of one row each and at any position -> logits [n,V].
-    // The products get `rows` rows, n of them in use. A row of a product has the same bits whichever row it is and whatever
-    // the others hold, but not in products of other heights; so with `rows` fixed nobody's logits depend on who else is there.
+    // One token each for several sequences: ids[i] joins states[i], of one row each and at any position -> logits
+    // [n,V]. The products get `rows` rows, n of them in use. A row of a product has the same bits whichever row it is
+    // and whatever the others hold, but not in products of other heights; so with `rows` fixed nobody's logits depend
+    // on who else is there.
     Tensor step(std::span<DecodeState* const> states, std::span<const int32_t> ids, int64_t rows) const;
 
   private:

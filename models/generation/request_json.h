@@ -1,4 +1,5 @@
-// Requests as JSON: the keys that a user may give with a prompt. A batch file's lines have them, a server's bodies would.
+// Requests as JSON: the keys that a user may give with a prompt. A batch file's lines have them, a server's bodies
+// would.
 #pragma once
 #include "io/json.h"
 #include "models/generation/continuation.h"
@@ -6,8 +7,9 @@
 namespace lc::models {
 
 // Changes in `options` what the object says: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-// presence_penalty, frequency_penalty, logit_bias {"<id>": number or "-inf"}, seed, stop (a string or several), ignore_eos.
-// Throws BadInput, naming source, key, what is wanted and what is there. Ranges are checked as validate() does.
+// presence_penalty, frequency_penalty, logit_bias {"<id>": number or "-inf"}, seed, stop (a string or several),
+// ignore_eos. Throws BadInput, naming source, key, what is wanted and what is there. Ranges are checked as validate()
+// does.
 void apply_overrides(const io::JsonObject& object, int64_t vocab_size, GenerateOptions& options);
 
 // True for the keys above.

@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
-#include <unordered_map>
 
 #include "core/check.h"
 #include "core/rng.h"
@@ -33,23 +32,20 @@ double total(std::span<const Candidate> candidates) {
 
 // Every penalty works on the biased logit: an id seen twice is penalized once for repetition.
 void penalize(std::vector<float>& scores, const TokenHistory& history, const SamplingOptions& options) {
+    std::vector<int32_t> generated(scores.size());  // how often
+    std::vector<bool> seen(scores.size());
     const auto inside = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < scores.size(); };
-    std::unordered_map<int32_t, int64_t> generated;  // how often
+    for (const int32_t id : history.prompt)
+        if (inside(id)) seen[static_cast<size_t>(id)] = true;
     for (const int32_t id : history.generated)
-        if (inside(id)) ++generated[id];
-    if (options.repetition_penalty != 1) {
-        std::unordered_map<int32_t, int64_t> seen = generated;
-        for (const int32_t id : history.prompt)
-            if (inside(id)) seen.try_emplace(id, 0);
-        for (const auto& [id, count] : seen) {
-            float& score = scores[static_cast<size_t>(id)];
-            score =
-                static_cast<float>(score > 0 ? score / options.repetition_penalty : score * options.repetition_penalty);
-        }
+        if (inside(id)) seen[static_cast<size_t>(id)] = true, ++generated[static_cast<size_t>(id)];
+    for (size_t id = 0; id < scores.size(); ++id) {
+        if (!seen[id]) continue;
+        double score = scores[id];
+        score = score > 0 ? score / options.repetition_penalty : score * options.repetition_penalty;
+        if (generated[id] > 0) score -= options.presence_penalty + options.frequency_penalty * generated[id];
+        scores[id] = static_cast<float>(score);
     }
-    for (const auto& [id, count] : generated)
-        scores[static_cast<size_t>(id)] -=
-            static_cast<float>(options.presence_penalty + options.frequency_penalty * static_cast<double>(count));
 }
 
 bool penalizes(const SamplingOptions& o) {

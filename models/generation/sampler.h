@@ -1,6 +1,6 @@
 // Picks the next token from logits. The order is fixed: logit bias, penalties, temperature, top-k, top-p, min-p, draw.
-// Random numbers are Philox(seed, request) at the token's position: the same request gives the same tokens whatever else
-// runs.
+// Random numbers are Philox(seed, request) at the token's position: the same request gives the same tokens whatever
+// else runs.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -37,8 +37,8 @@ struct TokenHistory {
 // Throws Error(Usage) naming the option that is out of range, bias for an id outside [0, vocab_size) included.
 void validate(const SamplingOptions& options, int64_t vocab_size);
 
-// logits [V]; position: index of the token being drawn. Of equal logits the lowest id comes first. Throws Error(Numerics)
-// when a logit is NaN or all are -infinity, Error(Usage) when it is logit_bias that leaves none.
+// logits [V]; position: index of the token being drawn. Of equal logits the lowest id comes first. Throws
+// Error(Numerics) when a logit is NaN or all are -infinity, Error(Usage) when it is logit_bias that leaves none.
 int32_t sample(std::span<const float> logits, const TokenHistory& history, const SamplingOptions& options,
                int64_t position);
 

@@ -84,6 +84,17 @@ TEST_F(GenBatch, StoppedByASignalItGoesOn) {
     expect_refusal(gen(words({"--continue", "--top-p", "0.5"})), 3, "out.jsonl:1");
 }
 
+TEST_F(GenBatch, NonFiniteWeightsAreFive) {
+    models::Decoder decoder = models::Decoder::load(model_);
+    decoder.layer(1).down.fill(NAN);
+    models::save_base(decoder, model_, DType::f32);
+    put("{\"prompt\": \"one\"}\n{\"prompt\": \"two\"}\n");
+    const Outcome outcome = gen({"--model", model_, "--batch", in(), "--out", out()});
+    EXPECT_EQ(outcome.code, 5);
+    EXPECT_THAT(outcome.err, HasSubstr("2 lines met logits"));
+    EXPECT_THAT(results(), HasSubstr("\"error\":\"the logit of token 0 is NaN"));
+}
+
 TEST_F(GenBatch, WrongUse) {
     put("{\"prompt\": \"one\"}\n{\"prompt\": 2}\n");
     expect_refusal(gen(words()), 3, "in.jsonl:2");

@@ -80,6 +80,12 @@ TEST_F(GenChat, ControlCStopsTheAnswerAndNotTheProgram) {
         ::execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
         ::_exit(127);
     }
+    struct Ended {  // also when the test fails on its way
+        pid_t child;
+        ~Ended() {
+            if (child > 0) ::kill(child, SIGKILL);
+        }
+    } running{pid};
     const auto wait_for = [&](const char* name, auto&& holds) {
         for (int i = 0; i < 30000; ++i) {
             if (fs::exists(file(name)) && holds(content(name))) return true;
@@ -101,6 +107,7 @@ TEST_F(GenChat, ControlCStopsTheAnswerAndNotTheProgram) {
     ASSERT_EQ(::write(talk, "/exit\n", 6), 6);
     int status = 0;
     ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+    running.child = 0;
     EXPECT_EQ(WEXITSTATUS(status), 0);
     ::close(talk);
 }
