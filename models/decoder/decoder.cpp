@@ -43,7 +43,8 @@ Qkv Decoder::project(int64_t index, const Tensor& h, int64_t position) const {
     LC_REQUIRE(Usage, position >= 0 && position + length <= config_.max_positions,
                "sequence of {} tokens is longer than the model allows (max_position_embeddings {})", position + length,
                config_.max_positions);
-    return project(index, h, rope_cos_, rope_sin_, position);
+    const Qkv x = project_only(index, h);
+    return {rope(x.q, rope_cos_, rope_sin_, position), rope(x.k, rope_cos_, rope_sin_, position), x.v};
 }
 
 RopeTable Decoder::angles_at(std::span<const int64_t> positions) const {
@@ -58,10 +59,16 @@ RopeTable Decoder::angles_at(std::span<const int64_t> positions) const {
 }
 
 Qkv Decoder::project(int64_t index, const Tensor& h, const RopeTable& angles) const {
-    return project(index, h, angles.cos, angles.sin, 0);
+    const Qkv x = project_only(index, h);
+    return {rope(x.q, angles.cos, angles.sin), rope(x.k, angles.cos, angles.sin), x.v};
 }
 
-Qkv Decoder::project(int64_t index, const Tensor& h, const Tensor& cos, const Tensor& sin, int64_t first) const {
+Qkv Decoder::project(int64_t index, const Tensor& h, const Tensor& positions) const {
+    const Qkv x = project_only(index, h);
+    return {rope(x.q, rope_cos_, rope_sin_, positions), rope(x.k, rope_cos_, rope_sin_, positions), x.v};
+}
+
+Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
     const DecoderLayer& layer = checked_layer(index);
     LC_CHECK(h.rank() == 3 && h.size(2) == config_.hidden_size, "decoder: h must be [B,T,{}], got {}",
              config_.hidden_size, h.shape());
@@ -70,8 +77,8 @@ Qkv Decoder::project(int64_t index, const Tensor& h, const Tensor& cos, const Te
     const auto heads = [&](const Projection& projection, int64_t count) {
         return permute(reshape(projection.forward(x), {batch, length, count, d}), {0, 2, 1, 3});
     };
-    return {rope(heads(layer.q, config_.num_heads), cos, sin, first),
-            rope(heads(layer.k, config_.num_kv_heads), cos, sin, first), heads(layer.v, config_.num_kv_heads)};
+    return {heads(layer.q, config_.num_heads), heads(layer.k, config_.num_kv_heads),
+            heads(layer.v, config_.num_kv_heads)};
 }
 
 Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms terms) const {
@@ -111,6 +118,10 @@ Tensor Decoder::hidden(const Tensor& ids, const ForwardOptions& options) const {
         h = options.checkpoint_layers ? checkpoint(block, {h})[0] : block({h})[0];
     }
     return final_norm(h);
+}
+
+Tensor Decoder::logits_of(const Tensor& h) const {
+    return reshape(linear(final_norm(h), lm_head()), {h.size(0) * h.size(1), config_.vocab_size});
 }
 
 Tensor Decoder::logits(const Tensor& ids, const ForwardOptions& options) const {

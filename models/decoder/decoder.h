@@ -113,6 +113,8 @@ class Decoder {
     // tables are looked up once a step for all layers. Throws Error(Usage) for a position that the model does not have.
     RopeTable angles_at(std::span<const int64_t> positions) const;  // [N,D/2]
     Qkv project(int64_t layer, const Tensor& h, const RopeTable& angles) const;
+    // The same for h [B,1,D], sequence b at positions[b], an i64 tensor beside h: nothing of it is read on the host.
+    Qkv project(int64_t layer, const Tensor& h, const Tensor& positions) const;
     // y [B,H,T,D], stored as [B,T,H,D]. Terms other than Both need a hybrid layer to say something about: layers that
     // are softmax in this mode ignore them, pure linear ones refuse WindowOnly.
     Tensor attend(int64_t layer, const Qkv& qkv, AttentionMode mode, Terms terms = Terms::Both) const;
@@ -126,6 +128,7 @@ class Decoder {
         bool checkpoint_layers = false;  // keep only each layer's input for the backward
     };
     Tensor hidden(const Tensor& ids, const ForwardOptions& options) const;  // after the final norm
+    Tensor logits_of(const Tensor& h) const;  // h of N rows in all, [1,N,D] or [N,1,D], before the final norm -> [N,V]
     Tensor logits(const Tensor& ids, const ForwardOptions& options) const;  // [B,T,V]; for short sequences and tests
 
     // --- parameters by group, in a fixed order ---
@@ -148,7 +151,8 @@ class Decoder {
     std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
     void linearize_layer(int64_t layer, uint64_t seed);
     const DecoderLayer& checked_layer(int64_t index) const;
-    Qkv project(int64_t layer, const Tensor& h, const Tensor& cos, const Tensor& sin, int64_t first) const;
+    // q, k, v [B,H,T,D] before rotation
+    Qkv project_only(int64_t layer, const Tensor& h) const;
 
     DecoderConfig config_;
     Placement placement_;

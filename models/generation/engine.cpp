@@ -17,14 +17,6 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The slots are rows of one block of memory a layer, so that a kernel can serve them together.
-std::vector<DecodeState> make_slots(const Decoder& decoder, DecodeMode mode, int64_t count) {
-    const DecodeState all(decoder, mode.mode, count, mode.terms);
-    std::vector<DecodeState> slots;
-    for (int64_t i = 0; i < count; ++i) slots.push_back(all.row(i));
-    return slots;
-}
-
 int64_t available_bytes(Device device) {
     if (device.is_cpu()) return int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
     const AllocatorStats stats = allocator(device).stats();
@@ -63,7 +55,8 @@ Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const Eng
     LC_REQUIRE(Usage, options.slots >= 1, "the number of sequences at a time must be at least 1, got {}",
                options.slots);
     require_memory(decoder, options.mode, options.slots);
-    states_ = make_slots(decoder, options.mode, options.slots);
+    all_ = std::make_unique<DecodeState>(decoder, options.mode.mode, options.slots, options.mode.terms);
+    for (int64_t i = 0; i < options.slots; ++i) states_.push_back(all_->row(i));
     for (size_t slot = states_.size(); slot-- > 0;) free_.push_back(slot);
 }
 
@@ -149,6 +142,8 @@ void Engine::decode() {
     std::vector<Sequence*> ready;
     for (const auto& sequence : running_)
         if (sequence->read && !sequence->ended()) ready.push_back(sequence.get());
+    if (ready.empty()) return;
+    if (decoder_.device().is_cuda() && all_->steps_together()) return decode_together(ready);
     const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
     for (size_t first = 0; first < ready.size(); first += static_cast<size_t>(rows))
         decode_group(std::span(ready).subspan(first, std::min(static_cast<size_t>(rows), ready.size() - first)));
@@ -162,6 +157,21 @@ void Engine::decode_group(std::span<Sequence* const> group) {
     const std::vector<float> logits = generator_.step(states, ids, rows).to_vector<float>();
     const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
     for (size_t i = 0; i < group.size(); ++i) accept(*group[i], std::span(logits).subspan(i * vocab, vocab));
+}
+
+// All slots in one step; those that nobody decodes in are idle rows.
+void Engine::decode_together(std::span<Sequence* const> ready) {
+    std::vector<int32_t> ids(states_.size(), 0);
+    std::vector<int64_t> positions(states_.size(), -1);
+    for (const Sequence* sequence : ready)
+        ids[sequence->slot] = sequence->last, positions[sequence->slot] = sequence->state->position();
+    const Tensor all_ids = Tensor::from(ids, {std::ssize(ids), 1});
+    const std::vector<float> logits = generator_.step_rows(*all_, all_ids, positions).to_vector<float>();
+    const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
+    for (Sequence* sequence : ready) {
+        sequence->state->count_token();
+        accept(*sequence, std::span(logits).subspan(sequence->slot * vocab, vocab));
+    }
 }
 
 // A request that cannot go on ends alone.

@@ -71,6 +71,7 @@ class Engine {
     bool read_chunk(Sequence& sequence);
     void decode();
     void decode_group(std::span<Sequence* const> group);
+    void decode_together(std::span<Sequence* const> ready);
     void accept(Sequence& sequence, std::span<const float> logits);
     void retire();
 
@@ -78,7 +79,8 @@ class Engine {
     const io::Tokenizer& tokenizer_;
     EngineOptions options_;
     Generator generator_;
-    std::vector<DecodeState> states_;  // one a slot
+    std::unique_ptr<DecodeState> all_;  // of all slots: one block of memory a layer
+    std::vector<DecodeState> states_;   // its rows, one a slot
     std::vector<size_t> free_;         // slots
     std::deque<std::unique_ptr<Sequence>> waiting_;
     std::vector<std::unique_ptr<Sequence>> running_;  // in the order in which they were admitted

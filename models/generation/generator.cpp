@@ -3,12 +3,12 @@
 #include <algorithm>
 
 #include "autograd/grad_mode.h"
-#include "autograd/ops/linear.h"
 #include "autograd/ops/softmax_attention.h"
 #include "autograd/ops/views.h"
 #include "core/parallel.h"
-#include "kernels/hybrid_decode/hybrid_decode.h"
 #include "kernels/softmax_attention/softmax_attention.h"
+#include "models/generation/cached_attention.h"
+#include "models/generation/decode_step.h"
 
 namespace lc::models {
 namespace {
@@ -72,32 +72,9 @@ Tensor prefill_linearized(const DecoderLayer& layer, const Qkv& qkv, const Linea
     return result.y;
 }
 
-// One token of every row of q [B,H,1,D] into y of the same shape.
-void decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, int64_t position,
-                       const LayerCache& cache, const Tensor& y) {
-    const bool window = spec.window != WindowKind::none;
-    const Tensor positions = Tensor::full({qkv.q.size(0)}, static_cast<double>(position), DType::i64, qkv.q.device());
-    kernels::hybrid_decode({.q = qkv.q.view(),
-                            .k = qkv.k.view(),
-                            .v = qkv.v.view(),
-                            .wq = layer.maps.wq.view(),
-                            .bq = layer.maps.bq.view(),
-                            .wk = layer.maps.wk.view(),
-                            .bk = layer.maps.bk.view(),
-                            .mix_logit = window ? layer.mix_logit.view() : TensorView{},
-                            .ring_k = cache.ring_k.view(),
-                            .ring_v = cache.ring_v.view(),
-                            .s = cache.s.view(),
-                            .z = cache.z.view(),
-                            .y = y.view(),
-                            .positions = positions.view(),
-                            .spec = spec},
-                           current_stream(qkv.q.device()));
-}
-
-// [B,H,T,D], stored as [B,T,H,D].
-Tensor attention_output(const Tensor& q) {
-    return Tensor::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.dtype(), q.device()).permuted({0, 2, 1, 3});
+// The same position for every row of q [B,H,1,D].
+Tensor positions_of(int64_t position, const Tensor& q) {
+    return Tensor::full({q.size(0)}, static_cast<double>(position), DType::i64, q.device());
 }
 
 // Appends the new keys and values, with room for twice as many when it is used up.
@@ -149,11 +126,15 @@ DecodeState DecodeState::row(int64_t index) const {
     LC_CHECK(position_ == 0 && index >= 0 && index < batch_, "decode state: row {} of {} at position {}", index, batch_,
              position_);
     DecodeState one = *this;
-    one.batch_ = 1;
+    one.batch_ = 1, one.step_ = nullptr;
     for (LayerCache& cache : one.layers_)
         for (Tensor* tensor : {&cache.s, &cache.z, &cache.ring_k, &cache.ring_v})
             if (tensor->defined()) *tensor = tensor->sliced(0, index, 1);
     return one;
+}
+
+bool DecodeState::steps_together() const {
+    return std::all_of(layers_.begin(), layers_.end(), [](const LayerCache& cache) { return cache.s.defined(); });
 }
 
 void DecodeState::reset() {
@@ -210,7 +191,7 @@ Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) cons
         const LinearizedSpec spec = effective_spec(*decoder_.attention(), state.terms_);
         if (qkv.q.size(2) > 1) return prefill_linearized(layer, qkv, spec, state.position_, cache);
         const Tensor y = attention_output(qkv.q);
-        decode_linearized(layer, qkv, spec, state.position_, cache, y);
+        decode_linearized(layer, qkv, spec, positions_of(state.position_, qkv.q), cache, y);
         return y;
     }
     const int64_t length = state.position_ + qkv.k.size(2);
@@ -231,7 +212,7 @@ Tensor Generator::attend_each(std::span<DecodeState* const> states, int64_t inde
         const Tensor y_own = y.sliced(2, i, 1);
         if (cache.s.defined())
             return decode_linearized(decoder_.layer(index), own, effective_spec(*decoder_.attention(), state.terms_),
-                                     state.position_, cache, y_own);
+                                     positions_of(state.position_, own.q), cache, y_own);
         const int64_t length = state.position_ + 1;
         append(cache.keys, state.position_, own.k, decoder_.config().max_positions);
         append(cache.values, state.position_, own.v, decoder_.config().max_positions);
@@ -249,11 +230,6 @@ Tensor Generator::attend_each(std::span<DecodeState* const> states, int64_t inde
     else
         for (int64_t i = 0; i < count; ++i) attend_one(i);
     return y;
-}
-
-Tensor Generator::logits_of(const Tensor& h) const {
-    return reshape(linear(decoder_.final_norm(h), decoder_.lm_head()),
-                   {h.size(0) * h.size(1), decoder_.config().vocab_size});
 }
 
 void Generator::check_room(const DecodeState& state, int64_t tokens) const {
@@ -282,11 +258,21 @@ Tensor Generator::run(DecodeState& state, const Tensor& ids, bool want_logits) c
         }
         state.position_ += length;
     }
-    return want_logits ? logits_of(h) : Tensor();
+    return want_logits ? decoder_.logits_of(h) : Tensor();
 }
 
 Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
-    return run(state, ids, true);
+    if (ids.rank() != 2 || ids.size(1) != 1 || !decoder_.device().is_cuda() || !state.steps_together())
+        return run(state, ids, true);
+    const std::vector<int64_t> positions(static_cast<size_t>(state.batch_), state.position_);
+    const Tensor logits = step_rows(state, ids, positions);
+    ++state.position_;
+    return logits;
+}
+
+Tensor Generator::step_rows(DecodeState& state, const Tensor& ids, std::span<const int64_t> positions) const {
+    if (!state.step_) state.step_ = std::make_shared<DecodeStep>(decoder_, state.layers_, state.terms_);
+    return state.step_->run(ids, positions);
 }
 
 void Generator::feed(DecodeState& state, const Tensor& ids) const {
@@ -312,7 +298,7 @@ Tensor Generator::step(std::span<DecodeState* const> states, std::span<const int
     for (int64_t i = 0; i < decoder_.num_layers(); ++i)
         h = decoder_.finish(i, h, attend_each(states, i, decoder_.project(i, h, angles)));
     for (DecodeState* state : states) ++state->position_;
-    return logits_of(h).sliced(0, 0, count);
+    return decoder_.logits_of(h).sliced(0, 0, count);
 }
 
 }  // namespace lc::models

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +11,8 @@
 #include "models/decoder/decoder.h"
 
 namespace lc::models {
+
+class DecodeStep;
 
 // What attention keeps of the past, one entry a layer. Linearized layers: state and ring, constant size. Softmax
 // layers: keys and values, growing.
@@ -33,6 +36,8 @@ class DecodeState {
     // keys and values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
     DecodeState row(int64_t index) const;
     void reset();  // as new: a slot for the next sequence
+    bool steps_together() const;  // is every layer linearized, so that one call serves all rows wherever they are?
+    void count_token() { ++position_; }  // for a row that Generator::step_rows served
 
     // What a file must hold to go on from here: "layers.3.s", ... ; of keys and values the part in use.
     std::vector<NamedTensor> tensors() const;
@@ -47,6 +52,7 @@ class DecodeState {
     int64_t batch_;
     std::vector<LayerCache> layers_;
     int64_t position_ = 0;
+    std::shared_ptr<DecodeStep> step_;  // made when first needed
 };
 
 class Generator {
@@ -55,8 +61,8 @@ class Generator {
     explicit Generator(const Decoder& decoder, int64_t prefill_chunk = 512);
 
     // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels;
-    // longer inputs go through chunk by chunk. Call it again with more ids at any time. Throws Error(Usage) beyond
-    // max_position_embeddings.
+    // longer inputs go through chunk by chunk. Call it again with more ids at any time; on a GPU that may overwrite the
+    // logits of the call before. Throws Error(Usage) beyond max_position_embeddings.
     Tensor advance(DecodeState& state, const Tensor& ids) const;
     void feed(DecodeState& state, const Tensor& ids) const;  // the same without logits: more of the prompt will follow
 
@@ -66,11 +72,13 @@ class Generator {
     // on who else is there.
     Tensor step(std::span<DecodeState* const> states, std::span<const int32_t> ids, int64_t rows) const;
 
+    // One token for the rows of one state, which must step together: DecodeStep::run. The state's own position stays as it is.
+    Tensor step_rows(DecodeState& state, const Tensor& ids, std::span<const int64_t> positions) const;
+
   private:
     Tensor run(DecodeState& state, const Tensor& ids, bool want_logits) const;
     Tensor attend(DecodeState& state, int64_t layer, const Qkv& qkv) const;
     Tensor attend_each(std::span<DecodeState* const> states, int64_t layer, const Qkv& qkv) const;
-    Tensor logits_of(const Tensor& h) const;  // h [1,N,D] or [N,1,D] -> [N,V]
     void check_room(const DecodeState& state, int64_t tokens) const;
 
     const Decoder& decoder_;
