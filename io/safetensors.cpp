@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "core/parallel.h"
-#include "io/json.h"
 #include "io/safetensors_types.h"
+#include "io/safetensors_writer.h"
 #include "io/text.h"
 
 namespace lc::io {
@@ -170,64 +170,15 @@ Tensor read_finite_f32(const SafetensorsFile& file, std::string_view name) {
     return tensor;
 }
 
-namespace {
-
-std::string quoted(const std::string& text) {
-    return Json(text).dump();
-}
-
-std::string header_of(const std::vector<std::pair<std::string, Tensor>>& tensors, const Metadata& metadata) {
-    std::vector<std::string> items;
-    if (!metadata.empty()) {
-        std::vector<std::string> pairs;
-        for (const auto& [key, value] : metadata) {
-            LC_CHECK(!first_invalid_utf8(key) && !first_invalid_utf8(value), "metadata '{}' must be UTF-8",
-                     printable(key));
-            pairs.push_back(quoted(key) + ":" + quoted(value));
-        }
-        items.push_back(fmt::format("\"__metadata__\":{{{}}}", fmt::join(pairs, ",")));
-    }
-    int64_t position = 0;
-    for (const auto& [name, tensor] : tensors) {
-        const int64_t end = position + tensor.nbytes();
-        items.push_back(fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", quoted(name),
-                                    stored_name(tensor.dtype()), fmt::join(tensor.shape(), ","), position, end));
-        position = end;
-    }
-    std::string header = fmt::format("{{{}}}", fmt::join(items, ","));
-    header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is 8-byte aligned
-    return header;
-}
-
-void check_writable(const std::vector<std::pair<std::string, Tensor>>& tensors) {
-    std::vector<std::string_view> names;
-    for (const auto& [name, tensor] : tensors) {
-        LC_CHECK(!name.empty() && name.size() <= kMaxTensorName && name.find('\0') == std::string::npos &&
-                     name != "__metadata__" && !first_invalid_utf8(name),
-                 "'{}' cannot name a tensor in a safetensors file", printable(name));
-        LC_CHECK(tensor.defined(), "tensor '{}' must be defined", name);
-        names.push_back(name);
-    }
-    std::ranges::sort(names);
-    const auto twice = std::ranges::adjacent_find(names);
-    LC_CHECK(twice == names.end(), "tensor '{}' is given twice", *twice);
-}
-
-}  // namespace
-
 void write_safetensors(const std::filesystem::path& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
                        const Metadata& metadata) {
-    check_writable(tensors);
-    const std::string header = header_of(tensors, metadata);
-    const uint64_t length = header.size();
-    AtomicFile file(path);
-    file.write(std::as_bytes(std::span(&length, 1)));
-    file.write(header);
+    std::vector<TensorPlan> plan;
     for (const auto& [name, tensor] : tensors) {
-        const Tensor flat = tensor.to(Device{}).contiguous();
-        const std::byte* first = flat.storage()->data.get() + flat.layout().offset * size_of(flat.dtype());
-        file.write({first, static_cast<size_t>(flat.nbytes())});
+        LC_CHECK(tensor.defined(), "tensor '{}' must be defined", printable(name));
+        plan.push_back({name, tensor.dtype(), tensor.shape()});
     }
+    SafetensorsWriter file(path, std::move(plan), metadata);
+    for (const auto& [name, tensor] : tensors) file.write(name, tensor);
     file.commit();
 }
 
