@@ -7,7 +7,6 @@
 
 #include "core/allocator.h"
 #include "models/model_source.h"
-#include "models/run.h"
 
 namespace lc::apps {
 namespace {
@@ -25,11 +24,10 @@ std::vector<int64_t> eos_ids(const io::GenerationConfig& generation, const model
     return {};
 }
 
-models::DecodeMode mode_of(const models::Decoder& decoder, const std::string& terms) {
-    const bool linearized = decoder.attention().has_value();
-    LC_REQUIRE(Usage, linearized || terms == "both", "--attention-terms {} needs a linearized model — give --run",
+models::DecodeMode decode_mode(const models::Decoder& decoder, const std::string& terms) {
+    LC_REQUIRE(Usage, decoder.attention() || terms == "both", "--attention-terms {} needs a linearized model — give --run",
                terms);
-    return {linearized ? models::AttentionMode::Linearized : models::AttentionMode::Softmax, terms_from(terms)};
+    return {models::mode_of(decoder), terms_from(terms)};
 }
 
 std::string number_or_dash(const std::optional<double>& value) {
@@ -45,19 +43,16 @@ Session load_session(const GenFlags& flags, const Settings& settings, bool with_
     const std::filesystem::path tokenizer_file = source.directory / "tokenizer.json";
     io::Tokenizer tokenizer = io::Tokenizer::load(tokenizer_file);
     models::Decoder decoder = models::load_model(
-        source, {.placement = flags.place.placement(), .follow_symlinks = !flags.no_follow_symlinks});
+        source, flags.run, {.placement = flags.place.placement(), .follow_symlinks = !flags.no_follow_symlinks});
+    decoder.merge_lora();
     LC_REQUIRE(BadInput, tokenizer.vocab_size() <= decoder.config().vocab_size,
                "{}: the tokenizer has {} ids, the model's embedding {}", tokenizer_file.string(),
                tokenizer.vocab_size(), decoder.config().vocab_size);
     models::validate(options.sampling, decoder.config().vocab_size);
     models::ModelIdentity identity;
-    if (with_identity || !flags.run.empty()) identity = models::identify(source, flags.run);
-    if (!flags.run.empty()) {
-        models::apply_run(decoder, flags.run, identity.model_hash);
-        decoder.merge_lora();
-    }
+    if (with_identity) identity = models::identify(source, flags.run);
     if (!flags.ignore_eos) options.eos_ids = eos_ids(defaults, decoder, tokenizer);
-    const models::DecodeMode mode = mode_of(decoder, flags.terms);
+    const models::DecodeMode mode = decode_mode(decoder, flags.terms);
     return {std::move(tokenizer), std::move(decoder), mode, std::move(options), std::move(identity)};
 }
 

@@ -10,12 +10,13 @@ int main(int argc, char** argv) {
                 "  train_lolcats linearize --model teacher/ --data books.txt --out run/ --transfer-steps 400 "
                 "--finetune-steps 400 --resume auto\n"
                 "  train_lolcats perplexity --model teacher/ --run run/ --text held_out.txt --seq-len 512\n"
+                "  train_lolcats export --model teacher/ --run run/ --out linearized/ --merged\n"
                 "  train_lolcats train-tokenizer --text books.txt --vocab-size 4096 --out tokenizer.json\n"
                 "  train_lolcats pretrain --model-config config.json --tokenizer tokenizer.json --data books.txt --out "
                 "model/");
         program.require_subcommand(1);
         const std::vector<Verb> verbs{add_linearize(program), add_pretrain(program), add_perplexity(program),
-                                      add_tokenize(program), add_train_tokenizer(program)};
+                                      add_export(program),    add_tokenize(program), add_train_tokenizer(program)};
         const auto settings = parse_command_line(program, argc, argv);
         if (!settings) return 0;
         for (const Verb& verb : verbs)

@@ -5,7 +5,6 @@
 #include "core/parallel.h"
 #include "io/file.h"
 #include "io/tokenizer/tokenizer.h"
-#include "models/run.h"
 #include "train/evaluate.h"
 #include "train/metrics.h"
 
@@ -26,24 +25,17 @@ std::string_view first_code_points(std::string_view text, int64_t count) {
     return text;
 }
 
-models::Decoder load(const Flags& flags) {
-    const models::ModelSource source = flags.model.source();
-    models::Decoder decoder = models::load_model(source, {.placement = flags.place.placement()});
-    if (!flags.run.empty()) models::apply_run(decoder, flags.run, models::hash_of(source));
-    return decoder;
-}
-
 int run(const Flags& flags) {
     if (flags.threads > 0) set_num_threads(static_cast<int>(flags.threads));
-    LC_REQUIRE(Usage, !flags.run.empty() || flags.terms == "both",
-               "--attention-terms {} needs --run: the model itself is softmax", flags.terms);
     const std::string text = io::read_file(flags.text, int64_t{4} << 30);
     const io::Tokenizer tokenizer = io::Tokenizer::load(flags.model.model + "/tokenizer.json");
     const std::vector<int32_t> ids =
         tokenizer.encode(flags.limit > 0 ? first_code_points(text, flags.limit) : std::string_view(text), false);
-    const models::Decoder decoder = load(flags);
-    train::EvaluateOptions options{.forward = {}, .batch = flags.batch, .stop = {}};
-    if (!flags.run.empty()) options.forward.mode = models::AttentionMode::Linearized;
+    const models::Decoder decoder =
+        models::load_model(flags.model.source(), flags.run, {.placement = flags.place.placement()});
+    LC_REQUIRE(Usage, decoder.attention() || flags.terms == "both",
+               "--attention-terms {} needs --run: the model itself is softmax", flags.terms);
+    train::EvaluateOptions options{.forward = {.mode = models::mode_of(decoder)}, .batch = flags.batch, .stop = {}};
     if (flags.terms == "window") options.forward.terms = models::Terms::WindowOnly;
     if (flags.terms == "linear") options.forward.terms = models::Terms::LinearOnly;
     const train::ChunkLosses losses = train::text_losses(decoder, ids, flags.seq_len, options);

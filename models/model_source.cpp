@@ -2,14 +2,35 @@
 
 #include "io/file.h"
 #include "io/hf_config.h"
+#include "models/export.h"
 #include "models/run.h"
 
 namespace lc::models {
 
 Decoder load_model(const ModelSource& source, const LoadOptions& options) {
-    if (!source.random_seed) return Decoder::load(source.directory, options);
-    const DecoderConfig config = decoder_config_from(io::load_hf_config(source.directory));
-    return Decoder::random(config, *source.random_seed, options.placement, Decoder::Weights::Frozen);
+    const std::optional<LinearizedInfo> linearized = linearized_info(source.directory);
+    if (source.random_seed) {
+        const DecoderConfig config = decoder_config_from(io::load_hf_config(source.directory));
+        Decoder decoder = Decoder::random(config, *source.random_seed, options.placement, Decoder::Weights::Frozen);
+        if (linearized) decoder.linearize(linearized->attention, *source.random_seed);
+        return decoder;
+    }
+    Decoder decoder = Decoder::load(source.directory, options);
+    if (linearized) apply_linearized(decoder, *linearized);
+    return decoder;
+}
+
+Decoder load_model(const ModelSource& source, const std::filesystem::path& run, const LoadOptions& options) {
+    Decoder decoder = load_model(source, options);
+    if (run.empty()) return decoder;
+    LC_REQUIRE(BadInput, !decoder.attention(), "{}: is linearized already (config.json has 'lolcats'): needs no --run",
+               source.directory.string());
+    apply_run(decoder, run, hash_of(source));
+    return decoder;
+}
+
+AttentionMode mode_of(const Decoder& decoder) {
+    return decoder.attention() ? AttentionMode::Linearized : AttentionMode::Softmax;
 }
 
 std::string hash_of(const ModelSource& source) {

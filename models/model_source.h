@@ -1,4 +1,5 @@
-// What a user names with --model: a Hugging Face directory, or only its shape, filled with random weights.
+// What a user names with --model and --run: a Hugging Face directory, or only its shape, filled with random weights; a
+// linearized model that was exported as one directory; a run directory on top.
 #pragma once
 #include <filesystem>
 #include <optional>
@@ -13,8 +14,16 @@ struct ModelSource {
     std::optional<uint64_t> random_seed;  // weights drawn on the device: real shapes without real weights
 };
 
-// All weights frozen. Errors as Decoder::load.
+// All weights frozen; linearized when the directory is a merged export (models/export.h). Errors as Decoder::load and
+// apply_linearized.
 Decoder load_model(const ModelSource& source, const LoadOptions& options);
+
+// The same with a run directory on top; an empty path is none. Throws BadInput also when the model is linearized already,
+// and as apply_run does.
+Decoder load_model(const ModelSource& source, const std::filesystem::path& run, const LoadOptions& options);
+
+// How the model is meant to be run: as it was linearized, or softmax.
+AttentionMode mode_of(const Decoder& decoder);
 
 // Identifies the weights: model_hash of the directory, or of config.json and the seed.
 std::string hash_of(const ModelSource& source);

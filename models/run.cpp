@@ -4,11 +4,10 @@
 #include <set>
 
 #include "core/parallel.h"
-#include "io/feature_maps.h"
 #include "io/file.h"
 #include "io/json.h"
-#include "io/peft_adapter.h"
 #include "io/safetensors_model.h"
+#include "io/safetensors_writer.h"
 
 namespace lc::models {
 namespace {
@@ -65,10 +64,7 @@ void copy_all(const Decoder& decoder, const std::vector<NamedTensor>& parameters
                    source, name);
 }
 
-void apply_feature_maps(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash) {
-    const std::filesystem::path path = run / io::kFeatureMapsName;
-    const io::FeatureMapsFile file = io::read_feature_maps(path);
-    require_base(file.base_hash, base_hash, path);
+void apply_feature_maps(Decoder& decoder, const std::filesystem::path& path, const io::FeatureMapsFile& file) {
     const std::string source = path.string() + " (attention)";
     const AttentionSpec spec = AttentionSpec::from_json(io::parse_json(file.attention, source), source);
     validate(spec, decoder.config().head_dim, decoder.config().num_layers, ErrorKind::BadInput, source);
@@ -77,10 +73,8 @@ void apply_feature_maps(Decoder& decoder, const std::filesystem::path& run, cons
              file_shape);
 }
 
-void apply_adapter(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash) {
+void apply_adapter(Decoder& decoder, const std::filesystem::path& run, const io::PeftAdapter& adapter) {
     const std::filesystem::path path = run / kAdapterConfig;
-    const io::PeftAdapter adapter = io::read_peft_adapter(run);
-    require_base(adapter.base_hash, base_hash, path);
     for (const std::string& target : adapter.target_modules)
         LC_REQUIRE(BadInput, std::count(kProjectionNames.begin(), kProjectionNames.end(), target) == 1,
                    "{}: target_modules names '{}'; only q_proj, k_proj, v_proj and o_proj are adapted here",
@@ -101,20 +95,33 @@ void require_whole(const Decoder& decoder, std::string_view what) {
              what, decoder.config().num_layers, decoder.num_layers());
 }
 
-std::string shard_name(size_t index, size_t count) {
-    return count == 1 ? std::string(io::kSingleFile)
-                      : fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
-}
-
 }  // namespace
 
-void apply_run(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash) {
+RunFiles read_run(const std::filesystem::path& run, const std::string& base_hash) {
     LC_REQUIRE(BadInput, std::filesystem::is_directory(run), "{}: no such run directory", run.string());
-    Decoder changed = decoder;  // handles; the base weights are shared and not written
+    RunFiles files{.directory = run, .maps = {}, .adapter = {}};
     const bool adapter = std::filesystem::exists(run / kAdapterConfig);
-    if (!adapter || std::filesystem::exists(run / io::kFeatureMapsName)) apply_feature_maps(changed, run, base_hash);
-    if (adapter) apply_adapter(changed, run, base_hash);
+    const std::filesystem::path maps = run / io::kFeatureMapsName;
+    if (!adapter || std::filesystem::exists(maps)) {
+        files.maps = io::read_feature_maps(maps);
+        require_base(files.maps->base_hash, base_hash, maps);
+    }
+    if (adapter) {
+        files.adapter = io::read_peft_adapter(run);
+        require_base(files.adapter->base_hash, base_hash, run / kAdapterConfig);
+    }
+    return files;
+}
+
+void apply_run(Decoder& decoder, const RunFiles& run) {
+    Decoder changed = decoder;  // handles; the base weights are shared and not written
+    if (run.maps) apply_feature_maps(changed, run.directory / io::kFeatureMapsName, *run.maps);
+    if (run.adapter) apply_adapter(changed, run.directory, *run.adapter);
     decoder = std::move(changed);
+}
+
+void apply_run(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash) {
+    apply_run(decoder, read_run(run, base_hash));
 }
 
 void save_feature_maps(const Decoder& decoder, const std::filesystem::path& run, const RunInfo& info) {
@@ -156,28 +163,12 @@ void save_adapter(const Decoder& decoder, const std::filesystem::path& run, cons
 void save_base(const Decoder& decoder, const std::filesystem::path& directory, DType dtype, int64_t shard_bytes) {
     require_whole(decoder, "save_base");
     const std::vector<NamedTensor> weights = decoder.base_parameters();
-    std::vector<std::vector<const NamedTensor*>> shards(1);
-    int64_t in_shard = 0, total = 0;
-    for (const NamedTensor& weight : weights) {
-        const int64_t bytes = weight.tensor.numel() * size_of(dtype);
-        if (in_shard > 0 && in_shard + bytes > shard_bytes) shards.emplace_back(), in_shard = 0;
-        shards.back().push_back(&weight);
-        in_shard += bytes, total += bytes;
-    }
-    io::Json map = io::Json::object();
-    for (size_t i = 0; i < shards.size(); ++i) {
-        const std::string name = shard_name(i, shards.size());
-        std::vector<std::pair<std::string, Tensor>> tensors;  // converted a shard at a time
-        for (const NamedTensor* weight : shards[i]) {
-            tensors.emplace_back(weight->name, weight->tensor.detach().to(dtype));
-            map[weight->name] = name;
-        }
-        io::write_safetensors(directory / name, tensors, {{"format", "pt"}});
-    }
+    std::vector<io::TensorPlan> plan;
+    for (const NamedTensor& weight : weights) plan.push_back({weight.name, dtype, weight.tensor.shape()});
+    io::SafetensorsModelWriter writer(directory, std::move(plan), shard_bytes);
+    for (const NamedTensor& weight : weights) writer.write(weight.name, weight.tensor.detach().to(dtype));
     io::write_file_atomic(directory / "config.json", hf_config_from(decoder.config(), dtype).to_json().dump(2) + "\n");
-    if (shards.size() == 1) return;
-    const io::Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};
-    io::write_file_atomic(directory / std::string(io::kIndexFile), index.dump(2) + "\n");
+    writer.commit();
 }
 
 std::string model_hash(const std::filesystem::path& directory) {

@@ -5,14 +5,26 @@
 #include <optional>
 #include <string>
 
+#include "io/feature_maps.h"
+#include "io/peft_adapter.h"
 #include "models/decoder/decoder.h"
 
 namespace lc::models {
 
-// Adds what the run directory holds (feature maps, then the adapter if there is one) to a loaded base model, which may be
-// a part of it (LayerRange). Throws BadInput when the run was made for another base (`base_hash` is not the recorded one;
-// an empty hash on either side is not compared), or when a name or shape does not fit: missing layers, extra ones, other
-// sizes. The decoder is then as it was before.
+// What a run directory holds: feature maps, an adapter, or both.
+struct RunFiles {
+    std::filesystem::path directory;
+    std::optional<io::FeatureMapsFile> maps;
+    std::optional<io::PeftAdapter> adapter;
+};
+// Throws BadInput when there is neither, for malformed files, and when the run was made for another base (`base_hash` is
+// not the recorded one; an empty hash on either side is not compared).
+RunFiles read_run(const std::filesystem::path& run, const std::string& base_hash);
+
+// Adds the run to a loaded base model, which may be a part of it (LayerRange). Throws BadInput when a name or shape does
+// not fit: missing layers, extra ones, other sizes. The decoder is then as it was before.
+void apply_run(Decoder& decoder, const RunFiles& run);
+// Both at once.
 void apply_run(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash);
 
 // Writes feature_maps.safetensors / the adapter files of a linearized decoder that holds all its layers, atomically.

@@ -37,6 +37,8 @@ Inputs load(const LinearizeOptions& options) {
     log_info("computing on {}", models::describe(options.placement));
     require_device_memory(options);
     models::Decoder decoder = models::load_model(options.model, {.placement = options.placement});
+    LC_REQUIRE(BadInput, !decoder.attention(),
+               "{}: is linearized already (config.json has 'lolcats'): give its teacher", directory.string());
     models::AttentionSpec spec = options.attention;
     if (!options.feature_map.empty())
         models::apply_feature_map_name(spec, options.feature_map, decoder.config().head_dim);

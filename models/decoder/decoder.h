@@ -21,6 +21,10 @@
 #include "models/decoder/rope_table.h"
 #include "models/placement.h"
 
+namespace lc::io {
+class SafetensorsModel;
+}
+
 namespace lc::models {
 
 enum class AttentionMode : uint8_t {
@@ -80,6 +84,8 @@ class Decoder {
     // An unmodified Hugging Face directory. All weights are frozen. Throws BadInput naming the tensor, what config.json
     // asks for and what is there; also for tensors that are no part of this architecture.
     static Decoder load(const std::filesystem::path& directory, const LoadOptions& options = {});
+    // The same from files that are open already, for those who load a model layer by layer.
+    static Decoder load(const io::SafetensorsModel& files, const DecoderConfig& config, const LoadOptions& options);
     // Normal(0, 0.02) weights (residual outputs scaled by 1/sqrt(2 layers)), unit norms, drawn where they lie. Trainable, for
     // `pretrain`: wide weights that collect gradients. Frozen: as if loaded from a model directory.
     enum class Weights : uint8_t { Trainable, Frozen };
@@ -130,6 +136,13 @@ class Decoder {
     Tensor hidden(const Tensor& ids, const ForwardOptions& options) const;  // after the final norm
     Tensor logits_of(const Tensor& h) const;  // h of N rows in all, [1,N,D] or [N,1,D], before the final norm -> [N,V]
     Tensor logits(const Tensor& ids, const ForwardOptions& options) const;  // [B,T,V]; for short sequences and tests
+
+    // Names and shapes of the base weights of a whole model, in the order of base_parameters().
+    struct WeightShape {
+        std::string name;
+        Shape shape;
+    };
+    static std::vector<WeightShape> base_weights(const DecoderConfig& config);
 
     // --- parameters by group, in a fixed order ---
     std::vector<NamedTensor> feature_map_parameters(int64_t layer) const;  // maps, biases, window factors of one layer

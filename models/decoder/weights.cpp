@@ -86,15 +86,22 @@ std::vector<Decoder::WeightSlot> Decoder::weight_slots() {
 
 Decoder Decoder::load(const std::filesystem::path& directory, const LoadOptions& options) {
     const DecoderConfig config = decoder_config_from(io::load_hf_config(directory));
-    Decoder decoder(config, options.layers, options.placement);
-    const io::SafetensorsModel files(directory, {.follow_symlinks = options.follow_symlinks});
+    return load(io::SafetensorsModel(directory, {.follow_symlinks = options.follow_symlinks}), config, options);
+}
 
+std::vector<Decoder::WeightShape> Decoder::base_weights(const DecoderConfig& config) {
+    std::vector<WeightShape> weights;
+    for (const WeightSlot& slot : Decoder(config, {}, {}).weight_slots()) weights.push_back({slot.name, slot.shape});
+    return weights;
+}
+
+Decoder Decoder::load(const io::SafetensorsModel& files, const DecoderConfig& config, const LoadOptions& options) {
+    Decoder decoder(config, options.layers, options.placement);
     // All names and shapes first: a wrong model is refused before gigabytes are read.
-    Decoder whole(config, {}, options.placement);
     std::set<std::string> known;
-    for (const WeightSlot& slot : whole.weight_slots()) {
-        known.insert(slot.name);
-        require_shape(files.file_of(slot.name), files.info(slot.name), slot.shape);
+    for (const auto& [name, shape] : base_weights(config)) {
+        known.insert(name);
+        require_shape(files.file_of(name), files.info(name), shape);
     }
     refuse_strangers(files, known, config.tie_embeddings);
     decoder.make_rope_table();
@@ -103,7 +110,7 @@ Decoder Decoder::load(const std::filesystem::path& directory, const LoadOptions&
         *slot.tensor = frozen(Tensor::empty(slot.shape, decoder.dtype(), decoder.device()));
         requests.push_back({slot.name, *slot.tensor});
     }
-    log_read(directory, io::read_weights(files, requests));
+    log_read(files.directory(), io::read_weights(files, requests));
     return decoder;
 }
 

@@ -218,6 +218,40 @@ TEST_F(TrainLolcats, PerplexityOfModelAndRunAsJson) {
     EXPECT_EQ(full["per_sequence"].size(), full["sequences"].get<size_t>());
 }
 
+// One directory instead of two, in shards: the same perplexity and the same text.
+TEST_F(TrainLolcats, MergedExportIsTheSameModel) {
+    run_unbroken();
+    const std::string out = (scratch_ / "out").string(), merged = (scratch_ / "merged").string();
+    const Arguments exporting{"export", "--model",  at("model"),        "--run", at("unbroken"), "--out",
+                              merged,   "--merged", "--max-shard-size", "20KB"};
+    ASSERT_EQ(run_program("train_lolcats", exporting), 0);
+    EXPECT_TRUE(fs::exists(merged + "/model.safetensors.index.json"));
+    EXPECT_EQ(io::read_file(merged + "/tokenizer.json", 1 << 20), io::read_file(at("tokenizer.json"), 1 << 20));
+    const auto outputs = [&](const Arguments& which) {
+        Arguments perplexity{"perplexity", "--text", at("text.txt"), "--seq-len", "20", "--limit-chars", "900"};
+        Arguments gen{"--prompt", "once upon", "--max-new-tokens", "40", "--greedy", "--json"};
+        for (Arguments* words : {&perplexity, &gen}) words->insert(words->end(), which.begin(), which.end());
+        EXPECT_EQ(run_program("train_lolcats", perplexity, out), 0);
+        const double nll = train::Record::parse(io::read_file(out, 1 << 20))["mean_nll"];
+        EXPECT_EQ(run_program("gen_lolcats", gen, out), 0);
+        return std::pair(nll, io::read_json_file(out)["ids"]);
+    };
+    const auto two = outputs({"--model", at("model"), "--run", at("unbroken")});
+    const auto one = outputs({"--model", merged});
+    // LoRA as a branch of its own rounds differently: some 1e-6 in f32 logits.
+    EXPECT_NEAR(one.first, two.first, 1e-5);
+    EXPECT_EQ(one.second, two.second);
+    EXPECT_EQ(run_program("train_lolcats", {"perplexity", "--model", merged, "--text", at("text.txt"), "--seq-len",
+                                            "20", "--attention-terms", "window"}),
+              0);
+    EXPECT_EQ(run_program("train_lolcats", exporting), 2) << "the directory exists";
+    EXPECT_EQ(run_program("train_lolcats", {"export", "--model", at("model"), "--run", at("unbroken"), "--out",
+                                            (scratch_ / "b").string()}),
+              2)
+        << "--merged is the only form";
+    EXPECT_EQ(run_program("train_lolcats", linearize(scratch_ / "c", {"--model", merged})), 3);
+}
+
 // Shapes alone: no weights, no data, no GPU.
 TEST_F(TrainLolcats, DryRunNeedsTheConfigOnly) {
     const std::string out = (scratch_ / "out").string();
