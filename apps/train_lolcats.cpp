@@ -15,8 +15,9 @@ int main(int argc, char** argv) {
                 "  train_lolcats pretrain --model-config config.json --tokenizer tokenizer.json --data books.txt --out "
                 "model/");
         program.require_subcommand(1);
-        const std::vector<Verb> verbs{add_linearize(program), add_pretrain(program), add_perplexity(program),
-                                      add_export(program),    add_tokenize(program), add_train_tokenizer(program)};
+        const std::vector<Verb> verbs{add_linearize(program),      add_pretrain(program), add_perplexity(program),
+                                      add_export(program),         add_import(program),   add_tokenize(program),
+                                      add_train_tokenizer(program)};
         const auto settings = parse_command_line(program, argc, argv);
         if (!settings) return 0;
         for (const Verb& verb : verbs)

@@ -22,6 +22,7 @@ Verb add_linearize(CLI::App& program);
 Verb add_pretrain(CLI::App& program);
 Verb add_perplexity(CLI::App& program);
 Verb add_export(CLI::App& program);
+Verb add_import(CLI::App& program);
 Verb add_tokenize(CLI::App& program);
 Verb add_train_tokenizer(CLI::App& program);
 

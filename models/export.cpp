@@ -128,8 +128,9 @@ ExportReport export_merged(const fs::path& model, const fs::path& run_directory,
                (model / "config.json").string(), kSection);
     const io::OpenOptions open{.follow_symlinks = options.follow_symlinks};
     const io::SafetensorsModel files(model, open);
-    io::AtomicDirectory target(out);  // a target that exists is refused before gigabytes are read
+    io::AtomicDirectory target(out);  // like everything that can be refused, before gigabytes are read
     const RunFiles run = read_run(run_directory, model_hash(model));
+    check_run(config, run);
     const std::vector<io::TensorPlan> plan = plan_of(files, config, options.dtype);
     io::SafetensorsModelWriter writer(target.path(), plan, options.shard_bytes);
     ExportReport report{.weight_files = writer.num_files(),
@@ -159,9 +160,11 @@ std::optional<LinearizedInfo> linearized_info(const fs::path& model) {
 }
 
 void apply_linearized(Decoder& decoder, const LinearizedInfo& info) {
-    RunFiles run{
-        .directory = info.feature_maps.parent_path(), .maps = io::read_feature_maps(info.feature_maps), .adapter = {}};
-    const std::string source = info.feature_maps.string() + " (attention)";
+    const RunFiles run{.maps = io::read_feature_maps(info.feature_maps),
+                       .adapter = {},
+                       .maps_source = info.feature_maps.string(),
+                       .adapter_source = {}};
+    const std::string source = run.maps_source + " (attention)";
     const AttentionSpec spec = AttentionSpec::from_json(io::parse_json(run.maps->attention, source), source);
     LC_REQUIRE(BadInput, spec == info.attention, "{}: must be config.json's 'lolcats.attention' {}, got {}", source,
                info.attention.to_json().dump(), spec.to_json().dump());

@@ -64,29 +64,28 @@ void copy_all(const Decoder& decoder, const std::vector<NamedTensor>& parameters
                    source, name);
 }
 
-void apply_feature_maps(Decoder& decoder, const std::filesystem::path& path, const io::FeatureMapsFile& file) {
-    const std::string source = path.string() + " (attention)";
+void apply_feature_maps(Decoder& decoder, const io::FeatureMapsFile& file, const std::string& file_name) {
+    const std::string source = file_name + " (attention)";
     const AttentionSpec spec = AttentionSpec::from_json(io::parse_json(file.attention, source), source);
     validate(spec, decoder.config().head_dim, decoder.config().num_layers, ErrorKind::BadInput, source);
     decoder.linearize(spec, 0);
-    copy_all(decoder, decoder.feature_map_parameters(), {file.tensors.begin(), file.tensors.end()}, path.string(),
+    copy_all(decoder, decoder.feature_map_parameters(), {file.tensors.begin(), file.tensors.end()}, file_name,
              file_shape);
 }
 
-void apply_adapter(Decoder& decoder, const std::filesystem::path& run, const io::PeftAdapter& adapter) {
-    const std::filesystem::path path = run / kAdapterConfig;
+void apply_adapter(Decoder& decoder, const io::PeftAdapter& adapter, const std::string& source) {
     for (const std::string& target : adapter.target_modules)
         LC_REQUIRE(BadInput, std::count(kProjectionNames.begin(), kProjectionNames.end(), target) == 1,
-                   "{}: target_modules names '{}'; only q_proj, k_proj, v_proj and o_proj are adapted here",
-                   path.string(), target);
-    LC_REQUIRE(BadInput, !adapter.target_modules.empty(), "{}: target_modules is empty", path.string());
+                   "{}: its target_modules names '{}'; only q_proj, k_proj, v_proj and o_proj are adapted here", source,
+                   target);
+    LC_REQUIRE(BadInput, !adapter.target_modules.empty(), "{}: its target_modules is empty", source);
     decoder.add_lora({.rank = adapter.r, .alpha = adapter.alpha, .targets = adapter.target_modules}, 0);
     std::map<std::string, Tensor> tensors;
     for (const auto& [module, pair] : adapter.modules) {
         tensors["base_model.model.model." + module + ".lora_A.weight"] = pair.a;
         tensors["base_model.model.model." + module + ".lora_B.weight"] = pair.b;
     }
-    copy_all(decoder, decoder.lora_parameters(), tensors, (run / "adapter_model.safetensors").string(),
+    copy_all(decoder, decoder.lora_parameters(), tensors, source,
              [](const NamedTensor& parameter) { return parameter.tensor.shape(); });
 }
 
@@ -99,14 +98,16 @@ void require_whole(const Decoder& decoder, std::string_view what) {
 
 RunFiles read_run(const std::filesystem::path& run, const std::string& base_hash) {
     LC_REQUIRE(BadInput, std::filesystem::is_directory(run), "{}: no such run directory", run.string());
-    RunFiles files{.directory = run, .maps = {}, .adapter = {}};
+    RunFiles files;
     const bool adapter = std::filesystem::exists(run / kAdapterConfig);
     const std::filesystem::path maps = run / io::kFeatureMapsName;
     if (!adapter || std::filesystem::exists(maps)) {
+        files.maps_source = maps.string();
         files.maps = io::read_feature_maps(maps);
         require_base(files.maps->base_hash, base_hash, maps);
     }
     if (adapter) {
+        files.adapter_source = (run / "adapter_model.safetensors").string();
         files.adapter = io::read_peft_adapter(run);
         require_base(files.adapter->base_hash, base_hash, run / kAdapterConfig);
     }
@@ -115,13 +116,20 @@ RunFiles read_run(const std::filesystem::path& run, const std::string& base_hash
 
 void apply_run(Decoder& decoder, const RunFiles& run) {
     Decoder changed = decoder;  // handles; the base weights are shared and not written
-    if (run.maps) apply_feature_maps(changed, run.directory / io::kFeatureMapsName, *run.maps);
-    if (run.adapter) apply_adapter(changed, run.directory, *run.adapter);
+    if (run.maps) apply_feature_maps(changed, *run.maps, run.maps_source);
+    if (run.adapter) apply_adapter(changed, *run.adapter, run.adapter_source);
     decoder = std::move(changed);
 }
 
 void apply_run(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash) {
     apply_run(decoder, read_run(run, base_hash));
+}
+
+void check_run(const DecoderConfig& config, const RunFiles& run) {
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+        Decoder part = Decoder::unfilled(config, {layer, layer + 1});
+        apply_run(part, run);
+    }
 }
 
 void save_feature_maps(const Decoder& decoder, const std::filesystem::path& run, const RunInfo& info) {

@@ -13,9 +13,9 @@ namespace lc::models {
 
 // What a run directory holds: feature maps, an adapter, or both.
 struct RunFiles {
-    std::filesystem::path directory;
     std::optional<io::FeatureMapsFile> maps;
     std::optional<io::PeftAdapter> adapter;
+    std::string maps_source, adapter_source;  // files to name in errors
 };
 // Throws BadInput when there is neither, for malformed files, and when the run was made for another base (`base_hash` is
 // not the recorded one; an empty hash on either side is not compared).
@@ -26,6 +26,8 @@ RunFiles read_run(const std::filesystem::path& run, const std::string& base_hash
 void apply_run(Decoder& decoder, const RunFiles& run);
 // Both at once.
 void apply_run(Decoder& decoder, const std::filesystem::path& run, const std::string& base_hash);
+// Throws what apply_run would throw for a model of this shape; reads no weights.
+void check_run(const DecoderConfig& config, const RunFiles& run);
 
 // Writes feature_maps.safetensors / the adapter files of a linearized decoder that holds all its layers, atomically.
 struct RunInfo {

@@ -86,6 +86,9 @@ class Decoder {
     static Decoder load(const std::filesystem::path& directory, const LoadOptions& options = {});
     // The same from files that are open already, for those who load a model layer by layer.
     static Decoder load(const io::SafetensorsModel& files, const DecoderConfig& config, const LoadOptions& options);
+    // Weights of the right shapes, in f32 on the CPU, whose values are unspecified and without positions: to check what
+    // shall be applied to a model before it is read.
+    static Decoder unfilled(DecoderConfig config, LayerRange layers);
     // Normal(0, 0.02) weights (residual outputs scaled by 1/sqrt(2 layers)), unit norms, drawn where they lie. Trainable, for
     // `pretrain`: wide weights that collect gradients. Frozen: as if loaded from a model directory.
     enum class Weights : uint8_t { Trainable, Frozen };

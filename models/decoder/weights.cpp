@@ -114,6 +114,14 @@ Decoder Decoder::load(const io::SafetensorsModel& files, const DecoderConfig& co
     return decoder;
 }
 
+Decoder Decoder::unfilled(DecoderConfig config, LayerRange layers) {
+    config.max_positions = 1;
+    Decoder decoder(config, layers, {});
+    for (const WeightSlot& slot : decoder.weight_slots())
+        *slot.tensor = frozen(Tensor::empty(slot.shape, decoder.dtype()));
+    return decoder;
+}
+
 Decoder Decoder::random(const DecoderConfig& config, uint64_t seed, const Placement& placement, Weights weights) {
     Decoder decoder(config, {}, placement);
     decoder.make_rope_table();

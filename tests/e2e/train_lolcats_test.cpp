@@ -252,6 +252,44 @@ TEST_F(TrainLolcats, MergedExportIsTheSameModel) {
     EXPECT_EQ(run_program("train_lolcats", linearize(scratch_ / "c", {"--model", merged})), 3);
 }
 
+// Checkpoints of the authors' layout, for a base model of the shapes that they were made for.
+TEST_F(TrainLolcats, AuthorsCheckpointsBecomeARun) {
+    std::string config = kConfig;
+    const auto set = [&](const std::string& from, const std::string& to) {
+        config.replace(config.find(from), from.size(), to);
+    };
+    set("\"hidden_size\": 32", "\"hidden_size\": 24"), set("\"head_dim\": 8", "\"head_dim\": 6");
+    scratch_.write("config.json", config);
+    const std::string base = (scratch_ / "base").string(), run = (scratch_ / "run").string();
+    ASSERT_EQ(run_program("train_lolcats", {"pretrain", "--model-config", (scratch_ / "config.json").string(),
+                                            "--tokenizer", at("tokenizer.json"), "--data", at("text.txt"), "--out",
+                                            base, "--seq-len", "24", "--steps", "1"}),
+              0);
+    const std::string golden = LC_SOURCE_DIR "/tests/golden/torch_checkpoint/";
+    const Arguments importing{"import",
+                              "--model",
+                              base,
+                              "--checkpoint",
+                              golden + "transfer.pt",
+                              "--checkpoint",
+                              golden + "finetune.pt",
+                              "--out",
+                              run,
+                              "--window-size",
+                              "4",
+                              "--window-kind",
+                              "sliding"};
+    ASSERT_EQ(run_program("train_lolcats", importing), 0);
+    EXPECT_EQ(run_program("gen_lolcats", {"--model", base, "--run", run, "--prompt", "once", "--max-new-tokens", "3",
+                                          "--attention-terms", "window"}),
+              0);
+    EXPECT_EQ(run_program("train_lolcats", importing), 2) << "the run exists";
+    EXPECT_EQ(run_program("train_lolcats", {"import", "--model", at("model"), "--checkpoint", golden + "transfer.pt",
+                                            "--out", (scratch_ / "b").string()}),
+              3)
+        << "made for other shapes";
+}
+
 // Shapes alone: no weights, no data, no GPU.
 TEST_F(TrainLolcats, DryRunNeedsTheConfigOnly) {
     const std::string out = (scratch_ / "out").string();

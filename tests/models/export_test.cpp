@@ -183,7 +183,7 @@ TEST_F(Export, WhatCannotBeMergedLeavesNothingBehind) {
     EXPECT_THAT(error_of(ErrorKind::BadInput, [&] { export_merged(model(), run() / "none", out()); }),
                 HasSubstr("no such run"));
     nothing_left();
-    // A tensor of the last layer that does not fit: layers before it were written already.
+    // A tensor of the last layer that does not fit.
     io::FeatureMapsFile maps = io::read_feature_maps(run());
     const io::FeatureMapsFile good = maps;
     ASSERT_EQ(maps.tensors.back().first, "model.layers.2.self_attn.window_factors");
