@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/log.h"
+#include "io/gguf_config.h"
 #include "io/json.h"
 #include "io/text.h"
 
@@ -211,6 +212,7 @@ HfConfig parse_hf_config(const nlohmann::json& object, const std::string& source
 }
 
 HfConfig load_hf_config(const fs::path& path) {
+    if (is_gguf(path)) return hf_config_of(GgufFile(path));
     const fs::path file = inside(path, "config.json");
     return parse_hf_config(read_json_file(file), file.string());
 }
@@ -257,6 +259,7 @@ nlohmann::json HfConfig::to_json() const {
 }
 
 GenerationConfig load_generation_config(const fs::path& path) {
+    if (is_gguf(path)) return {};
     const fs::path file = inside(path, "generation_config.json");
     std::error_code ignored;
     if (file != path && !fs::exists(fs::symlink_status(file, ignored))) return {};

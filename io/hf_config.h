@@ -55,7 +55,7 @@ struct HfConfig {
     nlohmann::json to_json() const;
 };
 
-// `path`: the file, or the directory that holds a config.json. Throws BadInput naming the key, what is wanted and what
+// `path`: the file, or the directory that holds a config.json; or a GGUF file (io/gguf_config.h). Throws BadInput naming the key, what is wanted and what
 // is there. Keys that we do not use are ignored, and listed at log level Debug.
 HfConfig load_hf_config(const std::filesystem::path& path);
 HfConfig parse_hf_config(const nlohmann::json& json, const std::string& source);
@@ -68,7 +68,7 @@ struct GenerationConfig {
     std::optional<int64_t> top_k, max_new_tokens;
 };
 
-// The file itself, or a directory: without a generation_config.json all is unset. Throws BadInput as above.
+// The file itself, or a directory: without a generation_config.json, and for a GGUF file, all is unset. Throws BadInput as above.
 GenerationConfig load_generation_config(const std::filesystem::path& path);
 
 }  // namespace lc::io
