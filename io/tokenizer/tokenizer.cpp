@@ -97,19 +97,20 @@ struct Tokenizer::Shared {
 Tokenizer::Tokenizer(std::shared_ptr<const Shared> shared) : shared_(std::move(shared)) {}
 
 Tokenizer Tokenizer::load(const std::filesystem::path& tokenizer_json) {
-    Tokenizer tokenizer = parse(read_file(tokenizer_json, kMaxFileBytes), tokenizer_json.string());
-    const auto config = tokenizer_json.parent_path() / "tokenizer_config.json";
-    std::error_code ignored;
-    if (std::filesystem::exists(config, ignored)) tokenizer.read_config(config);
-    return tokenizer;
+    return parse(read_file(tokenizer_json, kMaxFileBytes), tokenizer_json.string(),
+                 tokenizer_json.parent_path() / "tokenizer_config.json");
 }
 
-Tokenizer Tokenizer::parse(std::string_view tokenizer_json, const std::string& source) {
+Tokenizer Tokenizer::parse(std::string_view tokenizer_json, const std::string& source,
+                           const std::filesystem::path& tokenizer_config) {
     const Json json = parse_json(tokenizer_json, source, {.max_bytes = kMaxFileBytes});
     auto shared = std::shared_ptr<Shared>(
         new Shared{.model = read_tokenizer_model(json, source), .hash = xxh3_128_hex(tokenizer_json), .scratches = {}});
     Tokenizer tokenizer(std::move(shared));
     tokenizer.find_well_known_ids();
+    std::error_code ignored;
+    if (!tokenizer_config.empty() && std::filesystem::exists(tokenizer_config, ignored))
+        tokenizer.read_config(tokenizer_config);
     return tokenizer;
 }
 

@@ -24,8 +24,9 @@ class Tokenizer {
     // Throws BadInput, naming file, key, what is wanted and what is there, when the file is malformed or uses something
     // that is not supported. Reads `tokenizer_config.json` beside it for the names of BOS and EOS when there is one.
     static Tokenizer load(const std::filesystem::path& tokenizer_json);
-    // The same from memory; `source` names it in messages.
-    static Tokenizer parse(std::string_view tokenizer_json, const std::string& source);
+    // The same from memory; `source` names it in messages. `tokenizer_config`: the file of that name, if there is one.
+    static Tokenizer parse(std::string_view tokenizer_json, const std::string& source,
+                           const std::filesystem::path& tokenizer_config = {});
 
     // Ill-formed UTF-8 is read as Python's errors="replace" does: U+FFFD for each maximal ill-formed part. Special
     // tokens written out in the text become their ids. `add_special_tokens` adds what the post-processor says (BOS).
