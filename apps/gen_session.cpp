@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "core/allocator.h"
+#include "io/tokenizer/load_tokenizer.h"
 #include "models/model_source.h"
 
 namespace lc::apps {
@@ -40,13 +41,12 @@ Session load_session(const GenFlags& flags, const Settings& settings, bool with_
     const models::ModelSource source = flags.model.source();
     const io::GenerationConfig defaults = io::load_generation_config(source.directory);
     models::GenerateOptions options = generate_options(flags, settings, defaults);
-    const std::filesystem::path tokenizer_file = source.directory / "tokenizer.json";
-    io::Tokenizer tokenizer = io::Tokenizer::load(tokenizer_file);
+    io::Tokenizer tokenizer = io::load_tokenizer(source.directory);
     models::Decoder decoder = models::load_model(
         source, flags.run, {.placement = flags.place.placement(), .follow_symlinks = !flags.no_follow_symlinks});
     decoder.merge_lora();
     LC_REQUIRE(BadInput, tokenizer.vocab_size() <= decoder.config().vocab_size,
-               "{}: the tokenizer has {} ids, the model's embedding {}", tokenizer_file.string(),
+               "{}: the tokenizer has {} ids, the model's embedding {}", source.directory.string(),
                tokenizer.vocab_size(), decoder.config().vocab_size);
     models::validate(options.sampling, decoder.config().vocab_size);
     models::ModelIdentity identity;

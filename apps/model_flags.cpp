@@ -8,7 +8,8 @@ void PlacementFlags::add(CLI::App& verb) {
 }
 
 void ModelFlags::add(CLI::App& verb) {
-    verb.add_option("--model", model, "Hugging Face model directory (config.json, tokenizer.json, safetensors)")
+    verb.add_option("--model", model,
+                    "Hugging Face model directory (config.json, tokenizer.json, safetensors), or a GGUF file")
         ->required();
     verb.add_option(
         "--random-weights", random_weights,

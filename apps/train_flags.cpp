@@ -5,6 +5,7 @@
 #include "apps/train_verbs.h"
 #include "core/log.h"
 #include "core/parallel.h"
+#include "io/tokenizer/load_tokenizer.h"
 #include "train/data.h"
 #include "train/interrupt.h"
 
@@ -97,12 +98,12 @@ train::LoopOptions RunFlags::loop_options() const {
     return options;
 }
 
-bool RunFlags::begin(const std::string& tokenizer_file) const {
+bool RunFlags::begin(const std::string& tokenizer_source) const {
     if (threads > 0) set_num_threads(static_cast<int>(threads));
     LC_REQUIRE(Usage, dry_run || !data.empty(), "--data is required — see --help");
     LC_REQUIRE(Usage, dry_run || preview > 0 || !out.empty(), "--out is required — see --help");
     if (preview == 0) return false;
-    const io::Tokenizer tokenizer = io::Tokenizer::load(tokenizer_file);
+    const io::Tokenizer tokenizer = io::load_tokenizer(tokenizer_source);
     const train::DataOptions options = data_options();
     io::Dataset dataset =
         io::read_dataset(options.file, {.format = options.format, .skip_bad_lines = options.bad_lines});

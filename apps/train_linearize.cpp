@@ -72,7 +72,7 @@ void resolve_stages(Flags& flags) {
 }
 
 int run(CLI::App& program, const Settings& settings, Flags& flags) {
-    if (flags.run.begin(flags.model.model + "/tokenizer.json")) return 0;
+    if (flags.run.begin(flags.model.model)) return 0;
     train::LinearizeOptions& options = flags.options;
     options.model = flags.model.source();
     options.placement = flags.run.placement();

@@ -4,7 +4,7 @@
 #include "apps/train_verbs.h"
 #include "core/parallel.h"
 #include "io/file.h"
-#include "io/tokenizer/tokenizer.h"
+#include "io/tokenizer/load_tokenizer.h"
 #include "train/evaluate.h"
 #include "train/metrics.h"
 
@@ -28,7 +28,7 @@ std::string_view first_code_points(std::string_view text, int64_t count) {
 int run(const Flags& flags) {
     if (flags.threads > 0) set_num_threads(static_cast<int>(flags.threads));
     const std::string text = io::read_file(flags.text, int64_t{4} << 30);
-    const io::Tokenizer tokenizer = io::Tokenizer::load(flags.model.model + "/tokenizer.json");
+    const io::Tokenizer tokenizer = io::load_tokenizer(flags.model.model);
     const std::vector<int32_t> ids =
         tokenizer.encode(flags.limit > 0 ? first_code_points(text, flags.limit) : std::string_view(text), false);
     const models::Decoder decoder =

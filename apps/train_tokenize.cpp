@@ -5,7 +5,7 @@
 #include "io/file.h"
 #include "io/json.h"
 #include "io/tokenizer/bpe_trainer.h"
-#include "io/tokenizer/tokenizer.h"
+#include "io/tokenizer/load_tokenizer.h"
 #include "train/metrics.h"
 
 namespace lc::apps {
@@ -18,7 +18,7 @@ struct TokenizeFlags {
 };
 
 int tokenize(const TokenizeFlags& flags) {
-    const io::Tokenizer tokenizer = io::Tokenizer::load(flags.tokenizer);
+    const io::Tokenizer tokenizer = io::load_tokenizer(flags.tokenizer);
     const std::string text = io::read_file(flags.jsonl, kLargestText);
     io::AtomicFile out(flags.out);
     int64_t line = 0;
@@ -58,7 +58,8 @@ int train_tokenizer(const TrainerFlags& flags) {
 Verb add_tokenize(CLI::App& program) {
     CLI::App* verb = program.add_subcommand("tokenize", "text to ids: JSONL {text} -> {ids, ids_no_special, decoded}");
     const auto flags = std::make_shared<TokenizeFlags>();
-    verb->add_option("--tokenizer", flags->tokenizer, "tokenizer.json")->required();
+    verb->add_option("--tokenizer", flags->tokenizer, "tokenizer.json or .model, a model directory or a GGUF file")
+        ->required();
     verb->add_option("--jsonl", flags->jsonl, "one {\"text\": ...} a line")->required();
     verb->add_option("--out", flags->out, "JSONL file to write")->required();
     return {verb, [flags](const Settings&) { return tokenize(*flags); }};

@@ -45,7 +45,7 @@ struct RunFlags {
     train::LoopOptions loop_options() const;
     models::Placement placement() const { return dry_run ? place.planned() : place.placement(); }
     // Sets threads, demands the data and the run directory where they are needed. True when --preview-data was answered.
-    bool begin(const std::string& tokenizer) const;
+    bool begin(const std::string& tokenizer_source) const;
 };
 
 // Ends a training verb: 0, or 75 with a word about resuming.

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "io/feature_maps.h"
+#include "io/gguf.h"
 #include "io/json.h"
 #include "io/safetensors_model.h"
 #include "io/safetensors_writer.h"
@@ -123,6 +124,8 @@ int64_t write_weights(const io::SafetensorsModel& files, DecoderConfig config, c
 ExportReport export_merged(const fs::path& model, const fs::path& run_directory, const fs::path& out,
                            const ExportOptions& options) {
     LC_REQUIRE(Usage, options.shard_bytes >= 1, "the shard size must be at least 1 byte, got {}", options.shard_bytes);
+    LC_REQUIRE(BadInput, !io::is_gguf(model), "{}: only a Hugging Face directory can be exported, not a GGUF file",
+               model.string());
     const DecoderConfig config = decoder_config_from(io::load_hf_config(model));
     LC_REQUIRE(BadInput, !linearized_info(model), "{}: is a merged export already (key '{}')",
                (model / "config.json").string(), kSection);
@@ -145,6 +148,7 @@ ExportReport export_merged(const fs::path& model, const fs::path& run_directory,
 }
 
 std::optional<LinearizedInfo> linearized_info(const fs::path& model) {
+    if (io::is_gguf(model)) return std::nullopt;
     const std::string source = (model / "config.json").string();
     const io::Json config = io::read_json_file(source);
     const auto section = io::JsonObject(config, source).find_object(kSection);

@@ -1,6 +1,7 @@
 #include "models/model_source.h"
 
 #include "io/file.h"
+#include "io/gguf.h"
 #include "io/hf_config.h"
 #include "models/export.h"
 #include "models/run.h"
@@ -35,7 +36,8 @@ AttentionMode mode_of(const Decoder& decoder) {
 
 std::string hash_of(const ModelSource& source) {
     if (!source.random_seed) return model_hash(source.directory);
-    const std::string config = io::xxh3_128_hex_of_file(source.directory / "config.json");
+    const bool gguf = io::is_gguf(source.directory);
+    const std::string config = io::xxh3_128_hex_of_file(gguf ? source.directory : source.directory / "config.json");
     return io::xxh3_128_hex(fmt::format("random {} {}", *source.random_seed, config));
 }
 

@@ -1,5 +1,5 @@
-// What a user names with --model and --run: a Hugging Face directory, or only its shape, filled with random weights; a
-// linearized model that was exported as one directory; a run directory on top.
+// What a user names with --model and --run: a Hugging Face directory or a GGUF file, or only its shape, filled with random
+// weights; a linearized model that was exported as one directory; a run directory on top.
 #pragma once
 #include <filesystem>
 #include <optional>
@@ -10,7 +10,7 @@
 namespace lc::models {
 
 struct ModelSource {
-    std::filesystem::path directory;      // of config.json and, unless random_seed is given, the weights
+    std::filesystem::path directory;      // or GGUF file: config and, unless random_seed is given, weights
     std::optional<uint64_t> random_seed;  // weights drawn on the device: real shapes without real weights
 };
 

@@ -5,6 +5,7 @@
 
 #include "core/parallel.h"
 #include "io/file.h"
+#include "io/gguf.h"
 #include "io/json.h"
 #include "io/safetensors_model.h"
 #include "io/safetensors_writer.h"
@@ -180,6 +181,7 @@ void save_base(const Decoder& decoder, const std::filesystem::path& directory, D
 }
 
 std::string model_hash(const std::filesystem::path& directory) {
+    if (io::is_gguf(directory)) return io::xxh3_128_hex_of_file(directory);
     std::string hashes = io::xxh3_128_hex_of_file(directory / "config.json") + "\n";
     const io::SafetensorsModel model(directory);
     const std::vector<io::SafetensorsFile>& files = model.files();

@@ -44,7 +44,7 @@ void save_adapter(const Decoder& decoder, const std::filesystem::path& run, cons
 void save_base(const Decoder& decoder, const std::filesystem::path& directory, DType dtype,
                int64_t shard_bytes = int64_t{5} << 30);
 
-// XXH3-128 of the XXH3-128 of config.json and of every weight file, as hex. Reads all weights once.
+// XXH3-128 of the XXH3-128 of config.json and of every weight file, as hex; of a GGUF file its own. Reads all weights once.
 std::string model_hash(const std::filesystem::path& directory);
 
 }  // namespace lc::models

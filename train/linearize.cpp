@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/log.h"
+#include "io/tokenizer/load_tokenizer.h"
 #include "models/run.h"
 #include "train/attention_transfer.h"
 #include "train/dry_run.h"
@@ -29,7 +30,7 @@ struct Inputs {
 
 Inputs load(const LinearizeOptions& options) {
     const std::filesystem::path& directory = options.model.directory;
-    io::Tokenizer tokenizer = io::Tokenizer::load(directory / "tokenizer.json");
+    io::Tokenizer tokenizer = io::load_tokenizer(directory);
     const io::HfConfig config = io::load_hf_config(directory);
     if (!tokenizer.eos_id() && !config.eos_token_ids.empty())
         tokenizer.set_eos_id(static_cast<int32_t>(config.eos_token_ids.front()));

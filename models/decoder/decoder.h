@@ -22,8 +22,9 @@
 #include "models/placement.h"
 
 namespace lc::io {
+class GgufFile;
 class SafetensorsModel;
-}
+}  // namespace lc::io
 
 namespace lc::models {
 
@@ -81,11 +82,12 @@ struct Qkv {
 
 class Decoder {
   public:
-    // An unmodified Hugging Face directory. All weights are frozen. Throws BadInput naming the tensor, what config.json
+    // An unmodified Hugging Face directory, or a GGUF file of architecture llama, which is dequantized. All weights are frozen. Throws BadInput naming the tensor, what config.json
     // asks for and what is there; also for tensors that are no part of this architecture.
     static Decoder load(const std::filesystem::path& directory, const LoadOptions& options = {});
     // The same from files that are open already, for those who load a model layer by layer.
     static Decoder load(const io::SafetensorsModel& files, const DecoderConfig& config, const LoadOptions& options);
+    static Decoder load_gguf(const io::GgufFile& file, const LoadOptions& options);
     // Weights of the right shapes, in f32 on the CPU, whose values are unspecified and without positions: to check what
     // shall be applied to a model before it is read.
     static Decoder unfilled(DecoderConfig config, LayerRange layers);

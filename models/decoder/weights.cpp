@@ -4,6 +4,7 @@
 
 #include "core/log.h"
 #include "core/random_tensor.h"
+#include "io/gguf.h"
 #include "io/safetensors_model.h"
 #include "io/weight_reader.h"
 #include "models/decoder/decoder.h"
@@ -85,6 +86,8 @@ std::vector<Decoder::WeightSlot> Decoder::weight_slots() {
 }
 
 Decoder Decoder::load(const std::filesystem::path& directory, const LoadOptions& options) {
+    if (io::is_gguf(directory))
+        return load_gguf(io::GgufFile(directory, {.follow_symlinks = options.follow_symlinks}), options);
     const DecoderConfig config = decoder_config_from(io::load_hf_config(directory));
     return load(io::SafetensorsModel(directory, {.follow_symlinks = options.follow_symlinks}), config, options);
 }
