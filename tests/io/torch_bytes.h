@@ -12,7 +12,7 @@ namespace lc::io::test {
 
 inline std::string little(uint64_t value, size_t count) {
     std::string bytes;
-    for (size_t i = 0; i < count; ++i) bytes.push_back(static_cast<char>(value >> 8 * i & 0xFF));
+    for (size_t i = 0; i < count; ++i, value >>= 8) bytes.push_back(static_cast<char>(value & 0xFF));
     return bytes;
 }
 
