@@ -8,8 +8,8 @@ namespace lc::models {
 
 DecodeStep::DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, Terms terms)
     : decoder_(decoder), layers_(std::move(layers)), terms_(terms) {
-    LC_CHECK(std::ssize(layers_) == decoder.num_layers() && decoder.num_layers() > 0, "decode step: {} caches for {} layers",
-             layers_.size(), decoder.num_layers());
+    LC_CHECK(std::ssize(layers_) == decoder.num_layers() && decoder.num_layers() > 0,
+             "decode step: {} caches for {} layers", layers_.size(), decoder.num_layers());
     for (const LayerCache& cache : layers_) LC_CHECK(cache.s.defined(), "decode step: a layer is not linearized");
     const int64_t batch = layers_.front().s.size(0);
     ids_ = Tensor::zeros({batch, 1}, DType::i32, decoder.device());

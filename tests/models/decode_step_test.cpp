@@ -20,7 +20,7 @@ TEST_P(DecodeStepOf, ServesRowsAtPositionsOfTheirOwn) {
     const Decoder decoder = decoder_with_text(GetParam().spec);
     const Generator generator(decoder);
     DecodeState all(decoder, GetParam().mode.mode, 4);
-    if (!all.steps_together()) GTEST_SKIP() << "softmax layers keep memories that grow";
+    ASSERT_TRUE(all.steps_together());
     const std::vector<int64_t> lengths = {5, 0, 17, 8};
     std::vector<DecodeState> rows, apart;
     for (int64_t i = 0; i < 4; ++i) {
@@ -33,30 +33,49 @@ TEST_P(DecodeStepOf, ServesRowsAtPositionsOfTheirOwn) {
     }
     std::vector<int64_t> positions = {5, -1, 17, 8};
     for (int32_t token = 0; token < 20; ++token) {
-        const Tensor logits = generator.step_rows(all, Tensor::from(std::vector<int32_t>{token, 0, 7, token}, {4, 1}), positions);
+        const Tensor logits =
+            generator.step_rows(all, Tensor::from(std::vector<int32_t>{token, 0, 7, token}, {4, 1}), positions);
         for (const int64_t i : {0, 2, 3}) {
             const Tensor id = Tensor::from(std::vector<int32_t>{i == 2 ? 7 : token}, {1, 1});
-            EXPECT_LT(relative_error(logits.sliced(0, i, 1), generator.advance(apart[static_cast<size_t>(i)], id)), 1e-5)
+            EXPECT_LT(relative_error(logits.sliced(0, i, 1), generator.advance(apart[static_cast<size_t>(i)], id)),
+                      1e-5)
                 << "row " << i << ", token " << token;
             ++positions[static_cast<size_t>(i)];
         }
     }
     for (const NamedTensor& tensor : rows[1].tensors())
         if (tensor.name.ends_with(".s")) {
-            for (const float value : tensor.tensor.to_vector<float>()) ASSERT_EQ(value, 0) << "an idle row's state stays";
+            for (const float value : tensor.tensor.to_vector<float>())
+                ASSERT_EQ(value, 0) << "an idle row's state stays";
         }
 }
 
 TEST_P(DecodeStepOf, RefusesPositionsBeyondTheModel) {
     const Decoder decoder = decoder_with_text(GetParam().spec);
     DecodeState state(decoder, GetParam().mode.mode);
-    if (!state.steps_together()) GTEST_SKIP() << "softmax layers keep memories that grow";
+    ASSERT_TRUE(state.steps_together());
     const std::vector<int64_t> beyond = {decoder.config().max_positions};
     EXPECT_THROW(Generator(decoder).step_rows(state, Tensor::from(std::vector<int32_t>{1}, {1, 1}), beyond), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, DecodeStepOf, testing::ValuesIn(test::decode_variants()),
-                         [](const auto& info) { return std::string(info.param.name); });
+TEST(DecodeStep, SoftmaxLayersDoNotStepTogether) {
+    for (const DecodeVariant& variant : test::decode_variants()) {
+        const bool grows = variant.mode.mode == AttentionMode::Softmax || !variant.spec.softmax_layers.empty();
+        const DecodeState state(decoder_with_text(variant.spec), variant.mode.mode);
+        EXPECT_EQ(state.steps_together(), !grows) << variant.name;
+    }
+}
+
+std::vector<DecodeVariant> linearized_variants() {
+    std::vector<DecodeVariant> variants = test::decode_variants();
+    std::erase_if(variants, [](const DecodeVariant& variant) {
+        return variant.mode.mode == AttentionMode::Softmax || !variant.spec.softmax_layers.empty();
+    });
+    return variants;
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, DecodeStepOf, testing::ValuesIn(linearized_variants()),
+                         [](const auto& variant) { return std::string(variant.param.name); });
 
 }  // namespace
 }  // namespace lc::models
