@@ -7,15 +7,18 @@
 namespace lc::cuda {
 namespace {
 
+// Relaxed: what the first call still holds, its results, the second has to ask the system for once more.
 // Ends a recording that `work` left by an exception: the stream must not stay in capture.
 class Capture {
   public:
     explicit Capture(cudaStream_t stream) : stream_(stream) {
-        LC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        LC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
     }
     ~Capture() {
-        if (cudaGraph_t graph = nullptr; open_ && cudaStreamEndCapture(stream_, &graph) == cudaSuccess && graph)
-            cudaGraphDestroy(graph);
+        if (!open_) return;
+        cudaGraph_t graph = nullptr;
+        if (cudaStreamEndCapture(stream_, &graph) == cudaSuccess && graph) cudaGraphDestroy(graph);
+        cudaGetLastError();  // the exception tells; the next launch shall not find it again
     }
     cudaGraph_t end() {
         open_ = false;

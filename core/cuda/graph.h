@@ -17,7 +17,8 @@ class Graph {
     Graph& operator=(const Graph&) = delete;
 
     // Calls `work` twice on this thread: once to run, behind what the current stream holds, so that memory and algorithms are
-    // there; and once to be recorded, which runs nothing. It must queue the same both times and wait for nothing.
+    // there; and once to be recorded, which runs nothing. It must queue the same both times and wait for nothing. Throws what
+    // `work` throws, and Error(Internal) for what cannot be recorded.
     void record(const std::function<void()>& work);
     bool recorded() const { return executable_ != nullptr; }
     // Queues the recorded work. Launches of one graph must be ordered, as those on one stream are.

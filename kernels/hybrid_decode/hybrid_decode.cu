@@ -22,6 +22,7 @@
 namespace lc::kernels {
 namespace {
 
+constexpr int kReadAhead = 8;  // floats behind q that nobody writes: the compiler reads ahead in the loop over q
 constexpr int kThreads = 256, kWarps = kThreads / kWarp, kKeys = kWarps, kSlices = 8;
 
 // A tensor of up to four axes, any strides; used from the left.
@@ -148,13 +149,13 @@ __global__ void append_kernel(const __grid_constant__ Step a) {
 }
 
 int64_t attend_bytes(const Step& a) {
-    return (a.d + a.f + a.features + std::max<int64_t>(kThreads, a.d) + (a.ring_k.data ? a.slots : 0)) *
+    return (a.d + kReadAhead + a.f + a.features + std::max<int64_t>(kThreads, a.d) + (a.ring_k.data ? a.slots : 0)) *
            static_cast<int64_t>(sizeof(float));
 }
 
 __global__ void attend_kernel(const __grid_constant__ Step a) {
     extern __shared__ float shared[];
-    float *q = shared, *u = q + a.d, *phi = u + a.f, *sums = phi + a.features, *weights = sums + max(kThreads, a.d);
+    float *q = shared, *u = q + a.d + kReadAhead, *phi = u + a.f, *sums = phi + a.features, *weights = sums + max(kThreads, a.d);
     const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads;
     const int64_t hk = h / (a.heads / a.kv_heads), hs = h / (a.heads / a.states), position = a.positions[b];
     const int64_t begin = state_end(a.spec, position + 1);

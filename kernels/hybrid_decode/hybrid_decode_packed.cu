@@ -4,22 +4,24 @@
 // TILING   fold     a block per (batch, state) and 128 rows of S, which ends at once where no key leaves the window. S stays in
 //                   registers; 32 keys at a time come through shared memory: a warp maps four of them together, so that each
 //                   weight that it loads serves four, and then a thread adds their outer products to its 16 rows of four columns
-//          weigh    a block per (batch, KV head): phi(q) of the group's heads, a thread an entry of u; a warp a key for the scores,
-//                   each key read once for all heads; a warp a head for maps and exponentials. Puts k_t, v_t into the ring, and
-//                   takes them from k and v itself
-//          attend   a block per (batch, query head): weights times rows of S and of the window's values, a warp a row and a lane
-//                   a run of D / 32 columns. Nothing else happens here, so that loads are all that it waits for: the first
-//                   eight rows of each warp are on their way before the weights are read
+//          attend   a block per (batch, query head): phi(q) by all threads, each over a part of D; a warp a key for the scores and a
+//                   warp a row of S and of the window's values, a lane a run of D / 32 columns; the warps' sums meet in shared
+//                   memory. The first head of a group puts k_t, v_t into the ring; all take them from k and v, so that nobody
+//                   waits for that
 // COST     a query head: 4 F' D bytes of S, 4 D F of the map (shared by the batch in the L2 cache), 2 window D numbers of the ring,
 //          which the heads of a group share there. Bound by memory once batch x heads fill the device. Folding 64 keys costs
 //          8 F' D bytes and 128 F' D FLOPs a state, once in 64 steps.
 // NUMERICS f32 throughout; the ring holds keys in the activations' dtype, S and z are f32. Sums run in a fixed order.
 // LADDER   1 hybrid_decode.cu, any layout: each number through a runtime dtype, one row of S at a time a thread: latency-bound.
-//          2 typed 8 and 16-byte loads, four rows in flight a warp; one kernel for weights and sums: predicted 8 times faster at
-//            batch 64 and 40 times in folding, on an H100 3.8 and 24 times (136 and 670 us), and 6 times at batch 1.
-//          3 all of S in registers ahead of the weights, 64 KB a block: predicted 65 us at batch 64, on an H100 206. Two blocks an
-//            SM is all that fits, and the chain map, scores, maximum, sum, each with its barrier, is then in nobody's shadow.
-//          4 this: that chain in a kernel of its own, for a group of heads at once. Predicted: 20 + 60 us at batch 64.
+//          2 typed 8 and 16-byte loads, four rows in flight a warp: predicted 8 times faster at batch 64 and 40 times in folding, on an
+//            H100 3.8 and 24 times (136 and 670 us), and 6 times at batch 1 (23 us).
+//          3 this: positions on the device, maps inside the fold, two launches a step whatever it does. Left alone, the compiler
+//            gives 256 threads 32 registers, spills, and has no more than four rows in flight; told that four blocks an SM will do,
+//            eight. Predicted: 100 us at batch 64.
+//          Tried on top: all of S in registers ahead of everything else (meant for 65 us at batch 64: 206; two blocks an SM are all that
+//          fits, and the chain of map, scores, maximum and sum with its barriers is then in nobody's shadow); that chain in a
+//          kernel of its own for a group of heads at once (meant for 80 us: 144, and 35 instead of 20 at batch 1). Next: several
+//          query heads a block with scores and maps on tensor cores, S by bulk copies.
 // SOURCE   arXiv 2410.10254.
 #include "kernels/common/cuda/launch.h"
 #include "kernels/common/cuda/pack.cuh"
@@ -32,9 +34,8 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kKeys = 32, kKeysAWarp = kKeys / kWarps;  // of a pass of the fold kernel
 constexpr int kRows = 128;                              // of S, of a block of the fold kernel
-constexpr int kAhead = 8;                               // rows that a warp of the attend kernel has in flight
+constexpr int kAttendBlocks = 4;                        // an SM: 64 registers, for eight rows in flight a warp
 constexpr int kMostFeatures = 256, kMostSlots = 1024;
-constexpr int64_t kMostGroupFloats = 16 * 1024;         // of shared memory of the weigh kernel
 
 // A map's weights, f32 or bf16.
 struct Weights {
@@ -159,139 +160,93 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
         a.z[blockIdx.x * int64_t{a.features} + row0 + threadIdx.x] += total;
 }
 
-// The window of a sequence, rows 0 .. count - 1; the last is the step's own, which need not be in the ring yet.
-struct Window {
-    int64_t begin;  // position of row 0
-    int count;      // 0 for window none
-    __device__ Window(const LinearizedSpec& spec, int64_t position)
-        : begin(state_end(spec, position + 1)), count(static_cast<int>(position + 1 - begin)) {}
-    template <int D, class T>
-    __device__ __forceinline__ const T* row(const T* ring, const T* own, int64_t slots, int j) const {
-        return j + 1 == count ? own : ring + (begin + j) % slots * D;
-    }
-};
-
-template <class T, int D>
-int64_t weigh_bytes(const Args<T>& a) {
-    const int64_t group = a.heads / a.kv_heads;
-    return group * (D + a.f + (a.ring_k ? a.slots : 0)) * static_cast<int64_t>(sizeof(float));
-}
-
-// weights [B,H,F' + slots]: lambda phi(q), then gamma exp(s - m) of the window's rows.
-template <class T, int D>
-__global__ void __launch_bounds__(kThreads) weigh_kernel(const __grid_constant__ Args<T> a, float* weights) {
-    extern __shared__ __align__(16) float shared[];
-    const int group = a.heads / a.kv_heads, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    float *q = shared, *u = q + group * D, *scores = u + group * a.f;
-    const int64_t b = blockIdx.x / a.kv_heads, hk = blockIdx.x % a.kv_heads, position = a.positions[b];
-    if (position < 0) return;
-    const Window window(a.spec, position);
-    const T *own_k = a.k + b * a.k_b + hk * a.k_h, *own_v = a.v + b * a.v_b + hk * a.v_h;
-    T *ring_k = a.ring_k + (b * a.kv_heads + hk) * a.slots * D, *ring_v = a.ring_v + (b * a.kv_heads + hk) * a.slots * D;
-    for (int i = threadIdx.x; i < group * D; i += kThreads)
-        q[i] = to_float(a.q[b * a.q_b + (hk * group + i / D) * a.q_h + i % D]);
-    if (a.ring_k && threadIdx.x < D) {
-        const int64_t place = position % a.slots * D + threadIdx.x;
-        ring_k[place] = own_k[threadIdx.x], ring_v[place] = own_v[threadIdx.x];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < group * a.f; i += kThreads) {
-        const int64_t from = (hk * group + i / a.f) * D * a.f + i % a.f;
-        const float* x = q + i / a.f * D;
-        float sum = 0;
-#pragma unroll 16
-        for (int c = 0; c < D; ++c) sum = fmaf(x[c], a.wq.load(from + int64_t{c} * a.f), sum);
-        u[i] = sum;
-    }
-    const float scale = rsqrtf(static_cast<float>(D));
-#pragma unroll 4
-    for (int j = warp; j < window.count; j += kWarps) {
-        const auto key = load_run_of<D>(window.row<D>(ring_k, own_k, a.slots, j));
-        for (int g = 0; g < group; ++g) {
-            const auto query = load_run_of<D>(q + g * D);
-            float dot = 0;
-#pragma unroll
-            for (int e = 0; e < Run<T, D>::kSize; ++e) dot = fmaf(query.get(e), key.get(e), dot);
-            dot = warp_sum(dot);
-            if (lane == 0) scores[g * a.slots + j] = scale * dot;
-        }
-    }
-    __syncthreads();
-    for (int g = warp; g < group; g += kWarps) {
-        const int64_t h = hk * group + g;
-        float* out = weights + (b * a.heads + h) * (a.features + a.slots);
-        float gamma = 0, lambda = 1;
-        if (window.count > 0) {
-            const float logit = a.mix_logit[h];
-            gamma = 1 / (1 + expf(-logit));
-            lambda = a.spec.window_only ? 0.0f : a.spec.affine ? 1 / (1 + expf(logit)) : 1.0f;
-        }
-        feature_map_row_warp(a.spec.activation, u + g * a.f, a.f, [&](int i, float value) { out[i] = lambda * value; });
-        const float* s = scores + g * a.slots;
-        float high = -INFINITY;
-        for (int j = lane; j < window.count; j += kWarp) high = fmaxf(high, s[j]);
-        high = warp_max(high);
-        for (int j = lane; j < window.count; j += kWarp) out[a.features + j] = gamma * expf(s[j] - high);
-    }
-}
-
 template <class T, int D>
 int64_t attend_bytes(const Args<T>& a) {
-    return (kWarps * D + a.features + (a.ring_k ? a.slots : 0)) * static_cast<int64_t>(sizeof(float));
+    return (D + kThreads + a.f + a.features + kWarps * D + (a.ring_k ? a.slots : 0)) * static_cast<int64_t>(sizeof(float));
 }
 
-template <class T, int D>
-__device__ __forceinline__ void add_run(float (&sum)[D / kWarp], float weight, const Run<T, D>& run) {
-#pragma unroll
-    for (int e = 0; e < D / kWarp; ++e) sum[e] = fmaf(weight, run.get(e), sum[e]);
-}
-// sum += weights[j] rows(j)[lane's columns], j = first + warp, first + warp + 8, ... below count
+// sum += weights[j] rows(j)[lane's columns], j = warp, warp + 8, ... below count
 template <int D, class Rows>
-__device__ __forceinline__ void add_rows(float (&sum)[D / kWarp], const float* weights, int first, int count, Rows&& rows) {
+__device__ __forceinline__ void add_rows(float (&sum)[D / kWarp], const float* weights, int count, Rows&& rows) {
 #pragma unroll 8
-    for (int j = first + static_cast<int>(threadIdx.x) / kWarp; j < count; j += kWarps)
-        add_run(sum, weights[j], load_run_of<D>(rows(j)));
+    for (int j = static_cast<int>(threadIdx.x) / kWarp; j < count; j += kWarps) {
+        const auto run = load_run_of<D>(rows(j));
+        const float weight = weights[j];
+#pragma unroll
+        for (int e = 0; e < D / kWarp; ++e) sum[e] = fmaf(weight, run.get(e), sum[e]);
+    }
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads, 3) attend_kernel(const __grid_constant__ Args<T> a, const float* all_weights) {
+__global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const __grid_constant__ Args<T> a) {
     extern __shared__ float shared[];
-    float *sums = shared, *phi = sums + kWarps * D, *weights = phi + a.features;
-    const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads, hk = h / (a.heads / a.kv_heads);
-    const int64_t hs = h / (a.heads / a.states), position = a.positions[b];
+    float *q = shared, *parts = q + D, *u = parts + kThreads, *phi = u + a.f, *sums = phi + a.features, *weights = sums + kWarps * D;
+    const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads, group = a.heads / a.kv_heads, hk = h / group;
+    const int64_t hs = h / (a.heads / a.states), position = a.positions[b], begin = state_end(a.spec, position + 1);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     T* y = a.y + b * a.y_b + h * a.y_h;
     if (position < 0) {
         for (int c = threadIdx.x; c < D; c += kThreads) y[c] = from_float<T>(0);
         return;
     }
-    const Window window(a.spec, position);
+    const int window = static_cast<int>(position + 1 - begin);  // 0 for window none
     const float *s = a.s + (b * a.states + hs) * a.features * D, *z = a.z + (b * a.states + hs) * a.features;
-    const T *own_v = a.v + b * a.v_b + hk * a.v_h, *ring_v = a.ring_v + (b * a.kv_heads + hk) * a.slots * D;
+    const T *own_k = a.k + b * a.k_b + hk * a.k_h, *own_v = a.v + b * a.v_b + hk * a.v_h;
+    T *ring_k = a.ring_k + (b * a.kv_heads + hk) * a.slots * D, *ring_v = a.ring_v + (b * a.kv_heads + hk) * a.slots * D;
+    // Row j of the window; the last is the step's own, which is not in the ring yet.
+    const auto row_of = [&](const T* ring, const T* own, int j) {
+        return j + 1 == window ? own : ring + (begin + j) % a.slots * D;
+    };
+    float gamma = 0, lambda = 1, total = static_cast<float>(kLinearEpsilon);
+    if (window > 0) {
+        const float logit = a.mix_logit[h];
+        gamma = 1 / (1 + expf(-logit)), total = 0;
+        lambda = a.spec.window_only ? 0.0f : a.spec.affine ? 1 / (1 + expf(logit)) : 1.0f;
+    }
 
-    Run<float, D> ahead[kAhead];
+    for (int c = threadIdx.x; c < D; c += kThreads) q[c] = to_float(a.q[b * a.q_b + h * a.q_h + c]);
+    __syncthreads();
+    {  // thread (part, i): u_i over a part of D
+        const int i = threadIdx.x % a.f, columns = D * a.f / kThreads, first = threadIdx.x / a.f * columns;
+        float sum = 0;
+#pragma unroll 8
+        for (int c = first; c < first + columns; ++c) sum = fmaf(q[c], a.wq.load((h * D + c) * a.f + i), sum);
+        parts[threadIdx.x] = sum;
+    }
+    const float scale = rsqrtf(static_cast<float>(D));
+#pragma unroll 4
+    for (int j = warp; j < window; j += kWarps) {
+        const auto run = load_run_of<D>(row_of(ring_k, own_k, j));
+        float dot = 0;
 #pragma unroll
-    for (int m = 0; m < kAhead; ++m) {
-        const int row = warp + m * kWarps;
-        ahead[m] = row < a.features ? load_run_of<D>(s + row * D) : Run<float, D>{};
+        for (int e = 0; e < D / kWarp; ++e) dot = fmaf(q[lane * (D / kWarp) + e], run.get(e), dot);
+        dot = warp_sum(dot);
+        if (lane == 0) weights[j] = scale * dot;
     }
-    // phi and the window's weights, and Z from both.
-    const float* from = all_weights + blockIdx.x * (a.features + a.slots);
-    float total = 0;
-    for (int i = threadIdx.x; i < a.features + window.count; i += kThreads) {
-        const float weight = from[i];
-        phi[i] = weight;  // `weights` lies behind
-        total += i < a.features ? weight * z[i] : weight;
+    if (a.ring_k && h % group == 0 && threadIdx.x < D) {
+        const int64_t place = position % a.slots * D + threadIdx.x;
+        ring_k[place] = own_k[threadIdx.x], ring_v[place] = own_v[threadIdx.x];
     }
-    total = block_sum(total);
-    if (a.spec.window == WindowKind::none) total += static_cast<float>(kLinearEpsilon);
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < a.f) {
+        float sum = 0;
+        for (int p = threadIdx.x; p < kThreads; p += a.f) sum += parts[p];
+        u[threadIdx.x] = sum;
+    }
+    __syncthreads();
+    if (warp == 0)
+        feature_map_row_warp(a.spec.activation, u, a.f, [&](int i, float value) { phi[i] = lambda * value; });
+    float high = -INFINITY;
+    for (int j = threadIdx.x; j < window; j += kThreads) high = fmaxf(high, weights[j]);
+    high = block_max(high);
+    float sum = 0;
+    for (int j = threadIdx.x; j < window; j += kThreads) sum += weights[j] = gamma * expf(weights[j] - high);
+    for (int i = threadIdx.x; i < a.features; i += kThreads) sum += phi[i] * z[i];
+    total += block_sum(sum);  // its barriers also publish phi and weights
 
     float n[D / kWarp] = {};
-#pragma unroll
-    for (int m = 0; m < kAhead; ++m)
-        if (warp + m * kWarps < a.features) add_run(n, phi[warp + m * kWarps], ahead[m]);
-    add_rows<D>(n, phi, kAhead * kWarps, a.features, [&](int row) { return s + row * D; });
-    add_rows<D>(n, weights, 0, window.count, [&](int j) { return window.row<D>(ring_v, own_v, a.slots, j); });
+    if (lambda != 0) add_rows<D>(n, phi, a.features, [&](int row) { return s + row * D; });
+    add_rows<D>(n, weights, window, [&](int j) { return row_of(ring_v, own_v, j); });
 #pragma unroll
     for (int e = 0; e < D / kWarp; ++e) sums[warp * D + lane * (D / kWarp) + e] = n[e];
     __syncthreads();
@@ -311,8 +266,8 @@ bool rows_are_packed(const TensorView& x) {  // [B,H,1,D]
 bool covered(const HybridDecode& a) {
     const int64_t d = a.q.size(3), f = a.wq.size(2);
     if ((d != 64 && d != 128) || a.bq || a.bk || a.spec.skip) return false;
-    const int64_t features = feature_size(a.spec.activation, f), group = a.q.size(1) / a.k.size(1);
-    if (group * (d + f + (a.ring_k ? a.ring_k.size(2) : 0)) > kMostGroupFloats) return false;
+    if (f > kThreads || kThreads % f != 0 || (d * f) % kThreads != 0) return false;
+    const int64_t features = feature_size(a.spec.activation, f);
     if (features > kMostFeatures || features % 16 != 0 || (a.ring_k && a.ring_k.size(2) > kMostSlots)) return false;
     if (a.mix_logit && (a.mix_logit.dtype != DType::f32 || !a.mix_logit.layout.is_contiguous())) return false;
     for (const TensorView* view : {&a.wq, &a.wk, &a.s, &a.z})
@@ -365,11 +320,8 @@ void run(const HybridDecode& decode, Stream stream) {
     allow_shared_memory(fold_kernel<T, D>, fold_bytes<T, D>(a));
     fold_kernel<T, D><<<folds, kThreads, fold_bytes<T, D>(a), queue>>>(a);
     LC_LAUNCHED("hybrid_decode", queue);
-    const DeviceScratch<float> weights(batch * a.heads * (a.features + a.slots), stream);
-    allow_shared_memory(weigh_kernel<T, D>, weigh_bytes<T, D>(a));
-    weigh_kernel<T, D><<<grid_x(batch * a.kv_heads), kThreads, weigh_bytes<T, D>(a), queue>>>(a, weights.data());
-    LC_LAUNCHED("hybrid_decode", queue);
-    attend_kernel<T, D><<<grid_x(batch * a.heads), kThreads, attend_bytes<T, D>(a), queue>>>(a, weights.data());
+    allow_shared_memory(attend_kernel<T, D>, attend_bytes<T, D>(a));
+    attend_kernel<T, D><<<grid_x(batch * a.heads), kThreads, attend_bytes<T, D>(a), queue>>>(a);
     LC_LAUNCHED("hybrid_decode", queue);
 }
 

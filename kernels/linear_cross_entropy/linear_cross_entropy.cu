@@ -165,6 +165,8 @@ struct Run {
         const Operand labels(args.labels);
         scale_kernel<<<1, kOneBlock, 0, queue>>>(labels, hidden.rows, scale.data());
         LC_LAUNCHED("linear_cross_entropy", queue);
+        if (stride > vocabulary)  // whole packs are loaded: a row's padding is read, though not used
+            LC_CUDA(cudaMemsetAsync(logits.data(), 0, static_cast<size_t>(step * stride) * sizeof(float), queue));
         for (int64_t first = 0; first < hidden.rows; first += step) chunk(first, std::min(step, hidden.rows - first));
         if (dweight && hidden.rows == 0)
             cuda::fill(args.dweight, 0, stream);

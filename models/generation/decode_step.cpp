@@ -1,6 +1,7 @@
 #include "models/generation/decode_step.h"
 
 #include "autograd/grad_mode.h"
+#include "core/log.h"
 #include "core/profile.h"
 #include "models/generation/cached_attention.h"
 
@@ -12,6 +13,8 @@ DecodeStep::DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, T
              "decode step: {} caches for {} layers", layers_.size(), decoder.num_layers());
     for (const LayerCache& cache : layers_) LC_CHECK(cache.s.defined(), "decode step: a layer is not linearized");
     const int64_t batch = layers_.front().s.size(0);
+    // Profiling waits for every op, and what is recorded is no op any more.
+    recordable_ = decoder.device().is_cuda() && cuda::Graph::possible() && !profile_enabled();
     ids_ = Tensor::zeros({batch, 1}, DType::i32, decoder.device());
     positions_ = Tensor::zeros({batch}, DType::i64, decoder.device());
 }
@@ -39,19 +42,29 @@ Tensor DecodeStep::run(const Tensor& ids, std::span<const int64_t> positions) {
     const NoGrad no_grad;
     ids_.copy_from(ids);
     positions_.copy_from(Tensor::from(positions, positions_.shape()));
-    const Device device = decoder_.device();
-    // Profiling waits for every op, and what is recorded is no op any more.
-    if (!device.is_cuda() || !cuda::Graph::possible() || profile_enabled()) return compute();
-    if (graph_ && graph_->recorded()) {
-        graph_->launch(current_stream(device));
+    if (!recordable_) return compute();
+    if (graph_) {
+        graph_->launch(current_stream(decoder_.device()));
         return logits_;
     }
-    graph_ = std::make_unique<cuda::Graph>(device);
+    return record();
+}
+
+// The step itself, and beside it the recording for those that follow.
+Tensor DecodeStep::record() {
+    auto graph = std::make_unique<cuda::Graph>(decoder_.device());
     Tensor first;
-    graph_->record([&] {
-        Tensor& result = first.defined() ? logits_ : first;
-        result = compute();
-    });
+    try {
+        graph->record([&] {
+            Tensor& result = first.defined() ? logits_ : first;
+            result = compute();
+        });
+        graph_ = std::move(graph);
+    } catch (const Error& error) {
+        if (!first.defined()) throw;
+        recordable_ = false;
+        log_line(LogLevel::Warning, fmt::format("decode steps are launched op by op: {}", error.what()));
+    }
     return first;
 }
 

@@ -24,12 +24,14 @@ class DecodeStep {
 
   private:
     Tensor compute() const;
+    Tensor record();
 
     const Decoder& decoder_;
     std::vector<LayerCache> layers_;
     Terms terms_;
     Tensor ids_, positions_, logits_;
     std::unique_ptr<cuda::Graph> graph_;
+    bool recordable_;
 };
 
 }  // namespace lc::models

@@ -100,18 +100,15 @@ cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Op
     return result.algo;
 }
 
-void clear_result(const CudaGemm& g, Stream stream) {
+// A sum over nothing: C = beta C.
+void scale_by_beta(const CudaGemm& g, Stream stream) {
+    LC_CHECK(g.beta == 0 || g.beta == 1, "gemm: beta must be 0 or 1 where K is 0, got {}", g.beta);
+    if (g.beta == 1) return;
     const auto width = static_cast<size_t>(size_of(g.c_dtype));
     for (int64_t i = 0; i < g.batch; ++i)
         LC_CUDA(cudaMemset2DAsync(static_cast<std::byte*>(g.c) + static_cast<size_t>(i * g.stride_c) * width,
                                   static_cast<size_t>(std::max(g.ldc, g.n)) * width, 0,
                                   static_cast<size_t>(g.n) * width, static_cast<size_t>(g.m), cuda::handle_of(stream)));
-}
-
-// A sum over nothing: C = beta C.
-void scale_by_beta(const CudaGemm& g, Stream stream) {
-    LC_CHECK(g.beta == 0 || g.beta == 1, "gemm: beta must be 0 or 1 where K is 0, got {}", g.beta);
-    if (g.beta == 0) clear_result(g, stream);
 }
 
 // LC_DEBUG_INIT=1: every product's result is cleared first. compute-sanitizer's initcheck does not see what cuBLASLt stores by the
@@ -122,6 +119,16 @@ bool clears_results() {
         return value && std::string_view(value) == "1";
     }();
     return clears;
+}
+
+// Row by row: what lies between rows may be somebody's.
+void clear_result(const CudaGemm& g, Stream stream) {
+    const auto width = static_cast<size_t>(size_of(g.c_dtype));
+    for (int64_t row = 0; row < g.batch * g.m; ++row) {
+        const int64_t place = row / g.m * g.stride_c + row % g.m * g.ldc;
+        LC_CUDA(cudaMemsetAsync(static_cast<std::byte*>(g.c) + static_cast<size_t>(place) * width, 0,
+                                static_cast<size_t>(g.n) * width, cuda::handle_of(stream)));
+    }
 }
 
 }  // namespace
