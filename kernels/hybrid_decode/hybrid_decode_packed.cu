@@ -17,7 +17,8 @@
 //            H100 3.8 and 24 times (136 and 670 us), and 6 times at batch 1 (23 us).
 //          3 this: positions on the device, maps inside the fold, two launches a step whatever it does. Left alone, the compiler
 //            gives 256 threads 32 registers, spills, and has no more than four rows in flight; told that four blocks an SM will do,
-//            eight. Predicted: 100 us at batch 64.
+//            eight. Predicted: 100 us at batch 64, on an H100 148 (about ten of them for blocks of the fold that find nothing to
+//            do), 20 at batch 1, 702 with a fold: rows in flight are not what it waits for.
 //          Tried on top: all of S in registers ahead of everything else (meant for 65 us at batch 64: 206; two blocks an SM are all that
 //          fits, and the chain of map, scores, maximum and sum with its barriers is then in nobody's shadow); that chain in a
 //          kernel of its own for a group of heads at once (meant for 80 us: 144, and 35 instead of 20 at batch 1). Next: several
