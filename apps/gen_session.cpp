@@ -26,8 +26,8 @@ std::vector<int64_t> eos_ids(const io::GenerationConfig& generation, const model
 }
 
 models::DecodeMode decode_mode(const models::Decoder& decoder, const std::string& terms) {
-    LC_REQUIRE(Usage, decoder.attention() || terms == "both", "--attention-terms {} needs a linearized model — give --run",
-               terms);
+    LC_REQUIRE(Usage, decoder.attention() || terms == "both",
+               "--attention-terms {} needs a linearized model — give --run", terms);
     return {models::mode_of(decoder), terms_from(terms)};
 }
 

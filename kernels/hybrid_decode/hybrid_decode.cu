@@ -155,7 +155,8 @@ int64_t attend_bytes(const Step& a) {
 
 __global__ void attend_kernel(const __grid_constant__ Step a) {
     extern __shared__ float shared[];
-    float *q = shared, *u = q + a.d + kReadAhead, *phi = u + a.f, *sums = phi + a.features, *weights = sums + max(kThreads, a.d);
+    float *q = shared, *u = q + a.d + kReadAhead, *phi = u + a.f, *sums = phi + a.features,
+          *weights = sums + max(kThreads, a.d);
     const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads;
     const int64_t hk = h / (a.heads / a.kv_heads), hs = h / (a.heads / a.states), position = a.positions[b];
     const int64_t begin = state_end(a.spec, position + 1);

@@ -23,8 +23,9 @@ struct HybridDecode {
     TensorView ring_k, ring_v;  // [B,H_kv,R,D]   in/out; empty for window none
     TensorView s, z;            // [B,Hs,F',D], [B,Hs,F']  in/out, f32 (f64 for f64)
     TensorView y;               // [B,H,1,D]      out
-    TensorView positions;       // [B]            in, i64: t of each sequence; below 0: an idle one, whose state and ring stay
-                                //                and whose y becomes 0
+    TensorView
+        positions;  // [B]            in, i64: t of each sequence; below 0: an idle one, whose state and ring stay
+                    //                and whose y becomes 0
     LinearizedSpec spec;
 };
 void hybrid_decode(const HybridDecode& args, Stream stream);

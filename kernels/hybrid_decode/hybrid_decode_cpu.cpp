@@ -93,10 +93,9 @@ void hybrid_decode_fast(const HybridDecode& a) {
             if (a.spec.window == WindowKind::none)
                 fold(a, a.k, a.v, 0, 1, b, hs);
             else
-                for_each_run(state_end(a.spec, position), state_end(a.spec, position + 1), a.ring_k.size(2),
-                             [&](int64_t slot, int64_t count, int64_t) {
-                                 fold(a, a.ring_k, a.ring_v, slot, count, b, hs);
-                             });
+                for_each_run(
+                    state_end(a.spec, position), state_end(a.spec, position + 1), a.ring_k.size(2),
+                    [&](int64_t slot, int64_t count, int64_t) { fold(a, a.ring_k, a.ring_v, slot, count, b, hs); });
         }
     });
     if (a.ring_k)

@@ -54,7 +54,7 @@ struct Args {
     T* y;                // [B,H,1,D]
     Weights wq, wk;      // [H,D,F], [Hs,D,F]
     const float* mix_logit;
-    float *s, *z;  // [B,Hs,F',D], [B,Hs,F']
+    float *s, *z;                                    // [B,Hs,F',D], [B,Hs,F']
     int64_t q_b, q_h, k_b, k_h, v_b, v_h, y_b, y_h;  // strides
     const int64_t* positions;
     int64_t slots;
@@ -81,7 +81,8 @@ int64_t fold_bytes(const Args<T>& a) {
 
 // phi [count, F'] of the keys in shared memory, four of them a warp.
 template <class T, int D>
-__device__ __forceinline__ void map_keys(const Args<T>& a, int64_t hs, const float* keys, float* u, float* phi, int count) {
+__device__ __forceinline__ void map_keys(const Args<T>& a, int64_t hs, const float* keys, float* u, float* phi,
+                                         int count) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, first = warp * kKeysAWarp;
     for (int i = lane; i < a.f; i += kWarp) {
         float sum[kKeysAWarp] = {};
@@ -123,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
     for (int64_t first = from; first < to; first += kKeys) {
         const int count = static_cast<int>(min(int64_t{kKeys}, to - first));
         __syncthreads();
-        for (int j = warp * kKeysAWarp; j < (warp + 1) * kKeysAWarp; ++j) {  // beyond the end: the last key again, unused
+        for (int j = warp * kKeysAWarp; j < (warp + 1) * kKeysAWarp;
+             ++j) {  // beyond the end: the last key again, unused
             const int64_t place = ((b * a.kv_heads + hk) * a.slots + (first + min(j, count - 1)) % a.slots) * D;
             const auto key = load_run_of<D>(a.ring_k ? a.ring_k + place : a.k + b * a.k_b + hk * a.k_h);
             const auto value = load_run_of<D>(a.ring_v ? a.ring_v + place : a.v + b * a.v_b + hk * a.v_h);
@@ -163,7 +165,8 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
 
 template <class T, int D>
 int64_t attend_bytes(const Args<T>& a) {
-    return (D + kThreads + a.f + a.features + kWarps * D + (a.ring_k ? a.slots : 0)) * static_cast<int64_t>(sizeof(float));
+    return (D + kThreads + a.f + a.features + kWarps * D + (a.ring_k ? a.slots : 0)) *
+           static_cast<int64_t>(sizeof(float));
 }
 
 // sum += weights[j] rows(j)[lane's columns], j = warp, warp + 8, ... below count
@@ -181,7 +184,8 @@ __device__ __forceinline__ void add_rows(float (&sum)[D / kWarp], const float* w
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const __grid_constant__ Args<T> a) {
     extern __shared__ float shared[];
-    float *q = shared, *parts = q + D, *u = parts + kThreads, *phi = u + a.f, *sums = phi + a.features, *weights = sums + kWarps * D;
+    float *q = shared, *parts = q + D, *u = parts + kThreads, *phi = u + a.f, *sums = phi + a.features,
+          *weights = sums + kWarps * D;
     const int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads, group = a.heads / a.kv_heads, hk = h / group;
     const int64_t hs = h / (a.heads / a.states), position = a.positions[b], begin = state_end(a.spec, position + 1);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -193,7 +197,8 @@ __global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const _
     const int window = static_cast<int>(position + 1 - begin);  // 0 for window none
     const float *s = a.s + (b * a.states + hs) * a.features * D, *z = a.z + (b * a.states + hs) * a.features;
     const T *own_k = a.k + b * a.k_b + hk * a.k_h, *own_v = a.v + b * a.v_b + hk * a.v_h;
-    T *ring_k = a.ring_k + (b * a.kv_heads + hk) * a.slots * D, *ring_v = a.ring_v + (b * a.kv_heads + hk) * a.slots * D;
+    T *ring_k = a.ring_k + (b * a.kv_heads + hk) * a.slots * D,
+      *ring_v = a.ring_v + (b * a.kv_heads + hk) * a.slots * D;
     // Row j of the window; the last is the step's own, which is not in the ring yet.
     const auto row_of = [&](const T* ring, const T* own, int j) {
         return j + 1 == window ? own : ring + (begin + j) % a.slots * D;
@@ -275,7 +280,8 @@ bool covered(const HybridDecode& a) {
         if (!view->layout.is_contiguous()) return false;
     for (const TensorView* view : {&a.ring_k, &a.ring_v})
         if (*view && (!view->layout.is_contiguous() || view->layout.offset % 8 != 0)) return false;
-    return a.s.layout.offset % 4 == 0 && rows_are_packed(a.q) && rows_are_packed(a.k) && rows_are_packed(a.v) && rows_are_packed(a.y);
+    return a.s.layout.offset % 4 == 0 && rows_are_packed(a.q) && rows_are_packed(a.k) && rows_are_packed(a.v) &&
+           rows_are_packed(a.y);
 }
 
 template <class T>

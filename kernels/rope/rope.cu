@@ -41,7 +41,8 @@ struct HeadArgs {
     const float *cos, *sin;    // row `first`, or row 0 where there are positions
     const int64_t* sequences;  // positions [B], or null
     int64_t x_batch, x_head, x_position, out_batch, out_head, out_position, table_position;
-    int heads, positions, rows, runs, spread;  // rows of the tables; runs in half a row; heads from one of a thread's to the next
+    int heads, positions, rows, runs,
+        spread;  // rows of the tables; runs in half a row; heads from one of a thread's to the next
     int items;
     Rotation rotation;
 };

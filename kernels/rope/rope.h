@@ -14,11 +14,11 @@
 namespace lc::kernels {
 
 struct RopeForward {
-    TensorView x;         // [B,H,T,D]  in, D even
-    TensorView cos, sin;  // [P,D/2]    in; on the GPU f32 also beside bf16
-    TensorView y;         // [B,H,T,D]  out
-    int64_t first = 0;    // first + T <= P
-    TensorView positions; // [B]        in, i64, dense; or empty
+    TensorView x;          // [B,H,T,D]  in, D even
+    TensorView cos, sin;   // [P,D/2]    in; on the GPU f32 also beside bf16
+    TensorView y;          // [B,H,T,D]  out
+    int64_t first = 0;     // first + T <= P
+    TensorView positions;  // [B]        in, i64, dense; or empty
 };
 void rope_forward(const RopeForward& args, Stream stream);
 void rope_forward_cuda(const RopeForward& args, Stream stream);
@@ -28,7 +28,7 @@ struct RopeBackward {
     TensorView cos, sin;  // [P,D/2]    in
     GradSlot dx;          // [B,H,T,D]  out
     int64_t first = 0;
-    TensorView positions; // [B]        in, or empty
+    TensorView positions;  // [B]        in, or empty
 };
 void rope_backward(const RopeBackward& args, Stream stream);
 void rope_backward_cuda(const RopeBackward& args, Stream stream);

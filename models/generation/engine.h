@@ -81,7 +81,7 @@ class Engine {
     Generator generator_;
     std::unique_ptr<DecodeState> all_;  // of all slots: one block of memory a layer
     std::vector<DecodeState> states_;   // its rows, one a slot
-    std::vector<size_t> free_;         // slots
+    std::vector<size_t> free_;          // slots
     std::deque<std::unique_ptr<Sequence>> waiting_;
     std::vector<std::unique_ptr<Sequence>> running_;  // in the order in which they were admitted
     std::vector<Finished> finished_;

@@ -35,7 +35,7 @@ class DecodeState {
     // Row `index` as a state of one sequence: a slot of a running batch. It shares this state's memory, but for the
     // keys and values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
     DecodeState row(int64_t index) const;
-    void reset();  // as new: a slot for the next sequence
+    void reset();                 // as new: a slot for the next sequence
     bool steps_together() const;  // is every layer linearized, so that one call serves all rows wherever they are?
     void count_token() { ++position_; }  // for a row that Generator::step_rows served
 

@@ -26,7 +26,8 @@ LC_OP_CASES(embedding) {
     add(make("runs", 40, 72, {2, 33}, DType::i64));
     add(make("long_rows", 7, 4104, {5}, DType::i64));
     add(make("one_id", 1, 16, {300}, DType::i32));
-    OpCase masters = make("wide_table", 11, 40, {3, 17}, DType::i32);  // f32 weights beside bf16 activations: pretraining
+    OpCase masters =
+        make("wide_table", 11, 40, {3, 17}, DType::i32);  // f32 weights beside bf16 activations: pretraining
     masters.inputs[0].wide = true;
     masters.inputs.push_back({.name = "like", .shape = {1}, .differentiable = false});
     masters.run = [](const Tensors& in) -> Tensors { return {embedding(in[0], in[1], in[2].dtype())}; };
@@ -34,7 +35,8 @@ LC_OP_CASES(embedding) {
     OpCase bench = make("8x1024_v8192_d512", 8192, 512, {8, 1024}, DType::i32);
     bench.bench = Bench::cpu;
     add(bench);
-    OpCase frozen = make("llama8b_8x1024", llama8b::kVocabulary, llama8b::kHidden, {llama8b::kBatch, llama8b::kLength}, DType::i32);
+    OpCase frozen =
+        make("llama8b_8x1024", llama8b::kVocabulary, llama8b::kHidden, {llama8b::kBatch, llama8b::kLength}, DType::i32);
     frozen.inputs[0].differentiable = false;
     frozen.backward = {};
     frozen.bench = Bench::gpu;

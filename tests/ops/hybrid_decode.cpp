@@ -15,7 +15,7 @@ struct Options {
     LinearizedSpec spec;
     int64_t d = 4, f = 3, heads = 4, kv_heads = 2, batch = 2;
     bool maps_per_kv_head = false;
-    int64_t bias = 0;  // width of the biases: 0 (none), 1 or F
+    int64_t bias = 0;       // width of the biases: 0 (none), 1 or F
     bool in_place = false;  // state and ring are those of the inputs, as in a model
 };
 
@@ -50,8 +50,8 @@ OpCase make(std::string variant, const Options& o) {
         if (!on_device.defined() || on_device.device() != in[0].device())
             on_device = Tensor::from(positions, {o.batch}).to(in[0].device());
         const auto own = [&](const Tensor& x) { return o.in_place ? x : x.clone(); };
-        Tensor s = own(in[5]), z = own(in[6]), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k, ring_v,
-               mix_logit;
+        Tensor s = own(in[5]), z = own(in[6]), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k,
+               ring_v, mix_logit;
         if (o.spec.window != WindowKind::none) mix_logit = in[7], ring_k = own(in[8]), ring_v = own(in[9]);
         kernels::hybrid_decode({.q = in[0].view(),
                                 .k = in[1].view(),
@@ -92,10 +92,12 @@ void add_gpu_bench(std::string variant, int64_t batch, int64_t position) {
                                          .batch = batch,
                                          .in_place = true});
     const bool folds = position % kWindow == 0;
-    const double rows = static_cast<double>(batch * kHeads), kv_rows = static_cast<double>(batch * kKvHeads), d = kHeadDim;
+    const double rows = static_cast<double>(batch * kHeads), kv_rows = static_cast<double>(batch * kKvHeads),
+                 d = kHeadDim;
     const double features = 2 * kMapSize, window = kWindow + static_cast<double>(position % kWindow) + 1;
     c.forward.flops = 2 * rows * (d * kMapSize + features * d + 2 * window * d);
-    c.forward.numbers = 2 * rows * d + 2 * kv_rows * d * (window + 1);  // q, y; the window's keys and values, and the new ones
+    c.forward.numbers =
+        2 * rows * d + 2 * kv_rows * d * (window + 1);  // q, y; the window's keys and values, and the new ones
     c.forward.bytes = 4 * rows * features * (d + 1) * (folds ? 2 : 1) + 4 * kHeads * d * kMapSize * (folds ? 2 : 1);
     if (folds) {
         c.forward.flops += 2 * rows * kWindow * (d * kMapSize + features * d);
@@ -113,8 +115,9 @@ LC_OP_CASES(hybrid_decode) {
         for (const int64_t position : {0, 3, 4, 7, 8, 9, 12, 41})
             add(make(fmt::format("{}_w4_at_{}", name, position), {.position = position, .spec = spec_of(kind, 4)}));
         add(make(fmt::format("{}_w16_d64", name), {.position = 80, .spec = spec_of(kind, 16), .d = 64, .f = 64}));
-        add(make(fmt::format("{}_w64_d128_f64", name),
-                 {.position = 192, .spec = spec_of(kind, 64), .d = 128, .f = 64, .heads = 2, .kv_heads = 1, .batch = 1}));
+        add(make(
+            fmt::format("{}_w64_d128_f64", name),
+            {.position = 192, .spec = spec_of(kind, 64), .d = 128, .f = 64, .heads = 2, .kv_heads = 1, .batch = 1}));
         add(make(fmt::format("{}_w64_d64_f32_kv_maps", name), {.position = 320,
                                                                .spec = spec_of(kind, 64),
                                                                .d = 64,
@@ -126,7 +129,11 @@ LC_OP_CASES(hybrid_decode) {
         // A batch in which every sequence is elsewhere: idle, at its start, about to fold, in the middle of a block.
         for (const auto& [d, f, w] : {std::tuple{8, 4, 4}, {64, 64, 16}, {128, 64, 16}})
             add(make(fmt::format("{}_positions_d{}", name, d),
-                     {.positions = {-1, 0, 2 * w, 2 * w + 3, 5 * w - 1, 3 * w}, .spec = spec_of(kind, w), .d = d, .f = f, .batch = 6}));
+                     {.positions = {-1, 0, 2 * w, 2 * w + 3, 5 * w - 1, 3 * w},
+                      .spec = spec_of(kind, w),
+                      .d = d,
+                      .f = f,
+                      .batch = 6}));
         Options o{.position = 20, .spec = spec_of(kind, 4), .d = 5, .f = 5, .maps_per_kv_head = true, .bias = 5};
         o.spec.activation = FeatureActivation::pos_elu, o.spec.affine = true, o.spec.skip = true;
         add(make(fmt::format("{}_kv_maps_bias_skip_affine", name), o));
@@ -139,7 +146,8 @@ LC_OP_CASES(hybrid_decode) {
     for (const int64_t position : {0, 7})
         add(make(fmt::format("none_at_{}", position), {.position = position, .spec = none}));
     for (const auto& [d, f] : {std::pair{8, 4}, {64, 64}})
-        add(make(fmt::format("none_positions_d{}", d), {.positions = {3, -1, 0}, .spec = none, .d = d, .f = f, .batch = 3}));
+        add(make(fmt::format("none_positions_d{}", d),
+                 {.positions = {3, -1, 0}, .spec = none, .d = d, .f = f, .batch = 3}));
     add(make("none_kv_maps", {.position = 3, .spec = none, .maps_per_kv_head = true}));
     add(make("none_d128_f64", {.position = 5, .spec = none, .d = 128, .f = 64}));
     OpCase bench = make("b8_h32_kv8_d64_w64", {.position = 1000,

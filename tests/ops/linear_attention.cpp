@@ -58,8 +58,9 @@ OpCase make(std::string variant, Options o) {
         "maximum 3.3.";
     if (o.activation == FeatureActivation::relu) {
         c.tolerance_factor = 8;
-        c.tolerance_reason += " Nearly all relu features of a row may be 0: Z is then small, and y, rounded to 16 bits on the "
-                              "GPU, enters dZ = -(dy . y) / Z.";
+        c.tolerance_reason +=
+            " Nearly all relu features of a row may be 0: Z is then small, and y, rounded to 16 bits on the "
+            "GPU, enters dZ = -(dy . y) / Z.";
     }
     return c;
 }
@@ -108,7 +109,8 @@ void add_gpu_bench() {
     const double fm = 2 * d * kMapSize, mm = 2 * d * features, cc = 2 * 64 * d;
     c.forward = {.flops = rows * (2 * fm + 2 * mm + 2 * cc), .numbers = rows * d * (2 + 2 * shared)};
     // Two sweeps: q, k, v, dy, y -> dq, then q, k, v, dy -> dk, dv; four f32 row scalars.
-    c.backward = {.flops = rows * (6 * fm + 5 * mm + 5 * cc), .numbers = rows * d * (6 + 6 * shared), .bytes = rows * 16};
+    c.backward = {
+        .flops = rows * (6 * fm + 5 * mm + 5 * cc), .numbers = rows * d * (6 + 6 * shared), .bytes = rows * 16};
     c.bench = Bench::gpu;
     add(c);
 }

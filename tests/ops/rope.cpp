@@ -21,9 +21,7 @@ OpCase make(std::string variant, Shape x, int64_t positions, int64_t first) {
 
 // As models call it: x is a permuted view of [B,T,H,D].
 OpCase heads_inside(OpCase c, int64_t first) {
-    c.run = [first](const Tensors& in) -> Tensors {
-        return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], first)};
-    };
+    c.run = [first](const Tensors& in) -> Tensors { return {rope(permute(in[0], {0, 2, 1, 3}), in[1], in[2], first)}; };
     return c;
 }
 
