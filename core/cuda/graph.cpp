@@ -7,11 +7,11 @@
 namespace lc::cuda {
 namespace {
 
-// Relaxed: what the first call still holds, its results, the second has to ask the system for once more.
 // Ends a recording that `work` left by an exception: the stream must not stay in capture.
 class Capture {
   public:
     explicit Capture(cudaStream_t stream) : stream_(stream) {
+        // Relaxed, so that `work` may allocate: what its first call still holds, its results, is not there for the second.
         LC_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
     }
     ~Capture() {

@@ -3,7 +3,8 @@
 // MATHS    hybrid_decode.h.
 // TILING   fold     a block per (batch, state) and 128 rows of S, which ends at once where no key leaves the window. S stays in
 //                   registers; 32 keys at a time come through shared memory: a warp maps four of them together, so that each
-//                   weight that it loads serves four, and then a thread adds their outer products to its 16 rows of four columns
+//                   weight that it loads serves four, and then a thread adds their outer products to its 16 (D = 64: 8) rows
+//                   of four columns
 //          attend   a block per (batch, query head): phi(q) by all threads, each over a part of D; a warp a key for the scores and a
 //                   warp a row of S and of the window's values, a lane a run of D / 32 columns; the warps' sums meet in shared
 //                   memory. The first head of a group puts k_t, v_t into the ring; all take them from k and v, so that nobody

@@ -47,22 +47,6 @@ Qkv Decoder::project(int64_t index, const Tensor& h, int64_t position) const {
     return {rope(x.q, rope_cos_, rope_sin_, position), rope(x.k, rope_cos_, rope_sin_, position), x.v};
 }
 
-RopeTable Decoder::angles_at(std::span<const int64_t> positions) const {
-    for (const int64_t position : positions)
-        LC_REQUIRE(Usage, position >= 0 && position < config_.max_positions,
-                   "position {} is beyond what the model allows (max_position_embeddings {})", position,
-                   config_.max_positions);
-    const auto count = static_cast<int64_t>(positions.size());
-    const Tensor rows = Tensor::from(positions, {1, count});
-    const Shape shape{count, config_.head_dim / 2};
-    return {reshape(embedding(rope_cos_, rows), shape), reshape(embedding(rope_sin_, rows), shape)};
-}
-
-Qkv Decoder::project(int64_t index, const Tensor& h, const RopeTable& angles) const {
-    const Qkv x = project_only(index, h);
-    return {rope(x.q, angles.cos, angles.sin), rope(x.k, angles.cos, angles.sin), x.v};
-}
-
 Qkv Decoder::project(int64_t index, const Tensor& h, const Tensor& positions) const {
     const Qkv x = project_only(index, h);
     return {rope(x.q, rope_cos_, rope_sin_, positions), rope(x.k, rope_cos_, rope_sin_, positions), x.v};

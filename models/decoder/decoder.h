@@ -11,14 +11,12 @@
 #include <array>
 #include <filesystem>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "autograd/ops/hybrid_attention.h"
 #include "models/attention/attention_spec.h"
 #include "models/decoder/config.h"
-#include "models/decoder/rope_table.h"
 #include "models/placement.h"
 
 namespace lc::io {
@@ -120,11 +118,8 @@ class Decoder {
     // --- the pieces of a forward pass; h is [B,T,D] ---
     Tensor embed(const Tensor& ids) const;                                    // ids [B,T] on any device -> h
     Qkv project(int64_t layer, const Tensor& h, int64_t position = 0) const;  // position of row 0
-    // The same for one token of each of several sequences: h [1,N,D], row n at position positions[n]. The rows of the rotary
-    // tables are looked up once a step for all layers. Throws Error(Usage) for a position that the model does not have.
-    RopeTable angles_at(std::span<const int64_t> positions) const;  // [N,D/2]
-    Qkv project(int64_t layer, const Tensor& h, const RopeTable& angles) const;
-    // The same for h [B,1,D], sequence b at positions[b], an i64 tensor beside h: nothing of it is read on the host.
+    // The same for one token of each sequence, h [B,1,D]: sequence b at positions[b], an i64 tensor beside h that is not read on
+    // the host. Below 0 counts as 0.
     Qkv project(int64_t layer, const Tensor& h, const Tensor& positions) const;
     // y [B,H,T,D], stored as [B,T,H,D]. Terms other than Both need a hybrid layer to say something about: layers that
     // are softmax in this mode ignore them, pure linear ones refuse WindowOnly.

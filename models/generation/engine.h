@@ -3,8 +3,8 @@
 //   submit -> waiting -> a free slot: the prompt goes through in chunks -> one token a step with all others -> finished
 //
 // A request's result does not depend on which others run, on the order in which they came, or on the number of slots:
-// its prompt is read alone and in chunks of its own, its random numbers are its own, attention works sequence by
-// sequence, and the products of a step have a fixed number of rows (Generator::step). On the CPU this holds bit by bit,
+// its prompt is read alone and in chunks of its own, its random numbers are its own, attention mixes no
+// sequences, and the products of a step have a fixed number of rows (Generator::step). On the CPU this holds bit by bit,
 // also between numbers of slots: a step takes sequences in groups of kCpuRows. On a GPU, where one product a layer
 // serves all slots, it holds bit by bit for a given number of slots.
 #pragma once

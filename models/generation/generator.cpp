@@ -200,16 +200,16 @@ Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) cons
     return softmax_attention(qkv.q, cache.keys.sliced(2, 0, length), cache.values.sliced(2, 0, length));
 }
 
-// Sequence i is column i of q, k and v [1,H,N,D]; columns beyond the sequences are padding and give zeros.
+// Sequence i is row i of q, k and v [N,H,1,D]; rows beyond the sequences are padding and give zeros.
 Tensor Generator::attend_each(std::span<DecodeState* const> states, int64_t index, const Qkv& qkv) const {
     Tensor y = attention_output(qkv.q);
     const auto count = static_cast<int64_t>(states.size());
-    if (count < y.size(2)) y.sliced(2, count, y.size(2) - count).fill(0);
+    if (count < y.size(0)) y.sliced(0, count, y.size(0) - count).fill(0);
     const auto attend_one = [&](int64_t i) {
         DecodeState& state = *states[static_cast<size_t>(i)];
         LayerCache& cache = state.layers_[static_cast<size_t>(index)];
-        const Qkv own{qkv.q.sliced(2, i, 1), qkv.k.sliced(2, i, 1), qkv.v.sliced(2, i, 1)};
-        const Tensor y_own = y.sliced(2, i, 1);
+        const Qkv own{qkv.q.sliced(0, i, 1), qkv.k.sliced(0, i, 1), qkv.v.sliced(0, i, 1)};
+        const Tensor y_own = y.sliced(0, i, 1);
         if (cache.s.defined())
             return decode_linearized(decoder_.layer(index), own, effective_spec(*decoder_.attention(), state.terms_),
                                      positions_of(state.position_, own.q), cache, y_own);
@@ -291,12 +291,12 @@ Tensor Generator::step(std::span<DecodeState* const> states, std::span<const int
         check_room(*state, 1);
         positions.push_back(state->position_);
     }
-    padded.resize(static_cast<size_t>(rows)), positions.resize(static_cast<size_t>(rows));
+    padded.resize(static_cast<size_t>(rows)), positions.resize(static_cast<size_t>(rows), -1);
     const NoGrad no_grad;
-    const RopeTable angles = decoder_.angles_at(positions);
-    Tensor h = decoder_.embed(Tensor::from(padded, {1, rows}));
+    const Tensor at = Tensor::from(positions, {rows}).to(decoder_.device());
+    Tensor h = decoder_.embed(Tensor::from(padded, {rows, 1}));
     for (int64_t i = 0; i < decoder_.num_layers(); ++i)
-        h = decoder_.finish(i, h, attend_each(states, i, decoder_.project(i, h, angles)));
+        h = decoder_.finish(i, h, attend_each(states, i, decoder_.project(i, h, at)));
     for (DecodeState* state : states) ++state->position_;
     return decoder_.logits_of(h).sliced(0, 0, count);
 }
