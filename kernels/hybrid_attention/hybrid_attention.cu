@@ -10,6 +10,7 @@
 #include "kernels/hybrid_attention/hybrid_attention.h"
 
 #include "core/profile.h"
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_chunked.cuh"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 
@@ -34,7 +35,9 @@ void count_fallback(const HybridAttentionForward& args) {
 }  // namespace
 
 void hybrid_attention_forward_cuda(const HybridAttentionForward& args, Stream stream) {
-    if (hybrid_fused_covers(args)) return hybrid_fused_forward(args, stream);
+    if (hybrid_fused_covers(args))
+        return hopper_applies({args.q, args.k, args.v, args.y}) ? hybrid_fused_forward_sm90(args, stream)
+                                                        : hybrid_fused_forward(args, stream);
     count_fallback(args);
     const cudaStream_t queue = cuda::handle_of(stream);
     HybridChunked chunked(args, nullptr, stream);

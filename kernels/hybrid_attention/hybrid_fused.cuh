@@ -152,13 +152,14 @@ __device__ __forceinline__ void copy_block(const SharedTile<D>& tile, const __nv
 }
 
 // W of one head, rounded to bf16.
-template <int D>
-__device__ __forceinline__ void load_map(const SharedTile<kFusedMap>& tile, const MapWeights& w, int head) {
+template <int D, int Threads = kFusedThreads, class Tile>
+__device__ __forceinline__ void load_map(const Tile& tile, const MapWeights& w, int head) {
     constexpr int kChunks = kFusedMap / 8;
 #pragma unroll
-    for (int i = 0; i < D * kChunks / kFusedThreads; ++i) {
-        const int chunk = i * kFusedThreads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
+    for (int i = 0; i < (D * kChunks + Threads - 1) / Threads; ++i) {
+        const int chunk = i * Threads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
                   column = chunk % kChunks * 8;
+        if (D * kChunks % Threads != 0 && row >= D) break;
         const int64_t from = (int64_t{head} * D + row) * kFusedMap + column;
         uint4 values;
         if (w.dtype == DType::bf16) {

@@ -1,8 +1,6 @@
 #include "kernels/softmax_attention/softmax_attention.h"
 
-#include <cstdlib>
-#include <string_view>
-
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/softmax_attention/softmax_attention_cpu.h"
 #include "kernels/softmax_attention/softmax_attention_naive.h"
@@ -43,27 +41,6 @@ bool mma_applies(const SoftmaxAttentionForward& a, std::initializer_list<TensorV
     return fits;
 }
 
-// Of the tensor-core forms: Hopper's where the device runs it and the copy engine can address the tensors.
-// LC_ATTENTION=portable or sm90 in the environment takes that one wherever it fits.
-bool sm90_applies(std::initializer_list<TensorView> copied) {
-    static const std::string_view forced = [] {
-        const char* value = std::getenv("LC_ATTENTION");
-        return std::string_view(value == nullptr ? "" : value);
-    }();
-    LC_CHECK(forced.empty() || forced == "portable" || forced == "sm90",
-             "LC_ATTENTION must be portable or sm90, got '{}'", forced);
-    if (forced == "portable") return false;
-    bool fits = false;
-    if constexpr (cuda::kBuilt) fits = softmax_attention_has_sm90();
-    LC_CHECK(fits || forced.empty(), "LC_ATTENTION=sm90: this build has no sm_90a code that this device runs");
-    constexpr int64_t kMostPositions = int64_t{1} << 30;
-    for (const TensorView& x : copied) {
-        fits = fits && x.numel() > 0 && x.size(2) <= kMostPositions;
-        for (int axis = 0; axis < 3; ++axis) fits = fits && (x.size(axis) == 1 || x.stride(axis) != 0);
-    }
-    return fits;
-}
-
 // Two products of a query with each key it sees.
 double forward_flops(const SoftmaxAttentionForward& a) {
     const double t = static_cast<double>(a.q.size(2)), cached = static_cast<double>(a.k.size(2)) - t;
@@ -82,7 +59,7 @@ void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream strea
     if constexpr (cuda::kBuilt)
         if (on_cuda("softmax_attention", args.q)) {
             if (!mma_applies(args, {args.y})) return softmax_attention_forward_cuda(args, stream);
-            if (!sm90_applies({args.q, args.k, args.v})) return softmax_attention_forward_mma(args, stream);
+            if (!hopper_applies({args.q, args.k, args.v})) return softmax_attention_forward_mma(args, stream);
             return softmax_attention_forward_sm90(args, stream);
         }
     if (fast_applies(args)) return softmax_attention_forward_cpu(args);
@@ -103,7 +80,7 @@ void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream str
         if (on_cuda("softmax_attention", args.dy)) {
             const SoftmaxAttentionForward& f = args.forward;
             if (!mma_applies(f, {f.y, args.dy})) return softmax_attention_backward_cuda(args, stream);
-            if (!sm90_applies({f.q, f.k, f.v, args.dy})) return softmax_attention_backward_mma(args, stream);
+            if (!hopper_applies({f.q, f.k, f.v, args.dy})) return softmax_attention_backward_mma(args, stream);
             return softmax_attention_backward_sm90(args, stream);
         }
     if (fast_applies(args.forward)) return softmax_attention_backward_cpu(args);

@@ -28,7 +28,7 @@ struct SoftmaxAttentionForward {
 void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream stream);
 void softmax_attention_forward_cuda(const SoftmaxAttentionForward& args, Stream stream);
 void softmax_attention_forward_mma(const SoftmaxAttentionForward& args, Stream stream);  // tensor cores: see mma_applies
-void softmax_attention_forward_sm90(const SoftmaxAttentionForward& args, Stream stream);  // Hopper: see sm90_applies
+void softmax_attention_forward_sm90(const SoftmaxAttentionForward& args, Stream stream);  // Hopper: see hopper_applies
 
 struct SoftmaxAttentionBackward {
     SoftmaxAttentionForward forward;  // y and lse hold the forward's results
@@ -39,8 +39,5 @@ void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream str
 void softmax_attention_backward_cuda(const SoftmaxAttentionBackward& args, Stream stream);
 void softmax_attention_backward_mma(const SoftmaxAttentionBackward& args, Stream stream);
 void softmax_attention_backward_sm90(const SoftmaxAttentionBackward& args, Stream stream);
-
-// The current device runs the code for sm_90a, and this build has it.
-bool softmax_attention_has_sm90();
 
 }  // namespace lc::kernels

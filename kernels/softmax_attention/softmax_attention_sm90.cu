@@ -257,14 +257,6 @@ __global__ void __launch_bounds__(kRoleThreads, 1) forward_kernel(const __grid_c
 
 }  // namespace
 
-// The body of a kernel, and with it the barriers in static shared memory, is there in code for sm_90a alone.
-bool softmax_attention_has_sm90() {
-    cudaFuncAttributes attributes{};
-    if (cudaFuncGetAttributes(&attributes, forward_kernel<128>) == cudaSuccess) return attributes.sharedSizeBytes > 0;
-    cudaGetLastError();  // no code at all for this device: the launch that follows says so
-    return false;
-}
-
 void softmax_attention_forward_sm90(const SoftmaxAttentionForward& a, Stream stream) {
     const AttentionShape s(a);
     const int64_t tiles = s.batch * s.heads * ceil_div(s.t, kOwned);

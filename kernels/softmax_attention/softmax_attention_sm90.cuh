@@ -1,12 +1,9 @@
 // What the Hopper forms of softmax attention, forward and backward, share: warps with roles, a ring of tiles, the order
 // of work.
 //
-// Two consumer warpgroups multiply; one thread of a third, the producer, keeps a ring of tiles filled. Each stage of
-// the ring has a barrier `full` (the copy has landed) and a barrier `free` (every consumer is done with the tile). At
-// `free` one thread of each warp arrives (release) where wgmma alone reads the tile, and every thread where ordinary
-// loads do: compute-sanitizer's racecheck cannot follow the former.
+// Two consumer warpgroups multiply; one thread of a third, the producer, keeps a ring of tiles filled (roles.cuh).
 #pragma once
-#include "kernels/common/cuda/tma.cuh"
+#include "kernels/common/cuda/roles.cuh"
 #include "kernels/softmax_attention/softmax_attention_mma.cuh"
 
 namespace lc::kernels {
@@ -14,48 +11,9 @@ namespace lc::kernels {
 inline constexpr int kConsumers = 2, kRoles = 3;  // warpgroups
 inline constexpr int kRoleThreads = kRoles * kWarpgroup;
 inline constexpr int kConsumerThreads = kConsumers * kWarpgroup, kConsumerWarps = kConsumerThreads / kWarp;
-inline constexpr int kSharedLimit = 227 * 1024, kTileAlignment = 1024;
-
-// Of the calling thread's current device.
-inline int multiprocessors() {
-    int device = 0, count = 0;
-    LC_CUDA(cudaGetDevice(&device));
-    LC_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    return count;
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 inline constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-
-__device__ __forceinline__ __nv_bfloat16* aligned_shared(unsigned char* shared) {
-    const uint32_t past = shared_address(shared) % kTileAlignment;
-    return reinterpret_cast<__nv_bfloat16*>(shared + (past == 0 ? 0 : kTileAlignment - past));
-}
-
-// Which stage of a ring comes next, and the parity of its barriers.
-template <int Stages>
-struct Turn {
-    int stage = 0, phase = 0;
-    __device__ __forceinline__ void next() {
-        if (++stage == Stages) stage = 0, phase ^= 1;
-    }
-};
-
-// One warp is done with the tile.
-__device__ __forceinline__ void release(Barrier& free) {
-    __syncwarp();
-    if (threadIdx.x % kWarp == 0) free.arrive();
-}
-
-// The same in all threads of a warp, and the compiler knows it.
-__device__ __forceinline__ int warpgroup_index() {
-    return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
-}
-// Row of the warpgroup's accumulators that c[0] lies in; c[2] lies eight below.
-__device__ __forceinline__ int accumulator_row() {
-    return threadIdx.x % kWarpgroup / kWarp * 16 + threadIdx.x % kWarp / 4;
-}
 
 // 128 queries of one head.
 struct QueryTile {

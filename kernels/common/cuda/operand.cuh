@@ -19,8 +19,12 @@ struct Operand {
     bool accumulate = false;
 
     __host__ explicit Operand(const TensorView& view, bool add = false)
-        : base(view.base), offset(view.layout.offset), rank(view.rank()), dtype(view.dtype),
-          flat(view && view.layout.is_contiguous()), accumulate(add) {
+        : base(view.base),
+          offset(view.layout.offset),
+          rank(view.rank()),
+          dtype(view.dtype),
+          flat(view && view.layout.is_contiguous()),
+          accumulate(add) {
         for (int axis = 0; axis < rank; ++axis) shape[axis] = view.size(axis), strides[axis] = view.stride(axis);
     }
     __host__ explicit Operand(const GradSlot& slot) : Operand(slot.view, slot.accumulate()) {}

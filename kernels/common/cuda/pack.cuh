@@ -7,12 +7,18 @@
 
 namespace lc::kernels {
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(float value) {
+    return value;
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+}
 template <class T>
 __device__ __forceinline__ T from_float(float value) {
-    if constexpr (sizeof(T) == 4) return value;
-    else return __float2bfloat16_rn(value);
+    if constexpr (sizeof(T) == 4)
+        return value;
+    else
+        return __float2bfloat16_rn(value);
 }
 
 template <class T>

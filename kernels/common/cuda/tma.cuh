@@ -103,6 +103,25 @@ __device__ __forceinline__ void copy_tile(const WgmmaTile<Rows, Columns>& tile, 
                 "l"(&map), "r"(column), "r"(t + row), "r"(h), "r"(b), "r"(shared_address(&full.state))
                 : "memory");
 }
+// Queues the store of a panel to rows [t, t + 64), columns [column, column + 64) of head (b, h); rows from T on are left out. One thread
+// calls, after a barrier behind the writers' fence_async_proxy(), and closes the group.
+__device__ __forceinline__ void store_panel(const WgmmaTile<kMapRows, kMapColumns>& panel, const CUtensorMap& map, int t,
+                                            int column, int h, int b) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(&map),
+                 "r"(column), "r"(t), "r"(h), "r"(b), "r"(shared_address(panel.data))
+                 : "memory");
+}
+__device__ __forceinline__ void store_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// This thread's stores have read their panels ...
+__device__ __forceinline__ void store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// ... and are finished.
+__device__ __forceinline__ void store_wait() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
 // Queues a plain copy; addresses and bytes are multiples of 16.
 __device__ __forceinline__ void copy_bulk(void* to_shared, const void* from_global, int bytes, Barrier& full) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

@@ -15,7 +15,7 @@
 //
 // TILES        WgmmaTile: [Rows, Columns] of bf16 as panels of 64 columns, one after another; a panel is Rows rows of
 //              128 bytes and starts at a multiple of 1024. Chunk c (16 bytes) of row r lies at c ^ (r % 8): 128-byte
-//              swizzle of TMA and wgmma. An operand is a tile [M or N, K] (K-major) or, B only, [K, N] (MN-major).
+//              swizzle of TMA and wgmma. An operand is a tile [M or N, K] (K-major) or [K, M or N] (MN-major).
 // ACCUMULATOR  Warp w has rows 16 w .. 16 w + 15. Lane 4 g + t:  c[4 j + e] = C[g][8 j + 2 t + e],  c[4 j + 2 + e] the
 //              same of row g + 8. Columns 16 i .. 16 i + 15, rounded, are a register operand A as they stand.
 // COMPILER     ptxas says in notes C7510 to C7520 that it serialized products: too few registers, a call or a divergent
@@ -75,7 +75,7 @@ template <class Tile>
 constexpr int k_offset(int k) {
     return k / 64 * Tile::kPanel + k % 64;
 }
-// A tile [K, N]. Leading: from 64 columns to the next. Row k (a multiple of 16) is 64 k elements further.
+// A tile [K, M or N]. Leading: from 64 columns to the next. Row k (a multiple of 16) is 64 k elements further.
 template <int Rows, int Columns>
 __device__ __forceinline__ WgmmaDescriptor mn_major(const WgmmaTile<Rows, Columns>& tile) {
     return {tile.data, tile.kPanel * 2};
@@ -124,22 +124,24 @@ __device__ __forceinline__ void fence_async_proxy() {
     "%58, %59, %60, %61, %62, %63"
 // clang-format on
 
-// C [64,64] or [64,128] (+)= A B, both from shared memory, A K-major.
-template <Major B>
+// C [64,64] or [64,128] (+)= A B, both from shared memory.
+template <Major B, Major A = Major::K>
 __device__ __forceinline__ void wgmma_ss(float (&c)[32], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" LC_WGMMA_D32 "}, %32, %33, p, 1, 1, 0, %35;\n}"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" LC_WGMMA_D32 "}, %32, %33, p, 1, 1, %35, %36;\n}"
         : LC_WGMMA_C32(0)
-        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(B == Major::MN ? 1 : 0));
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
+          "n"(B == Major::MN ? 1 : 0));
 }
-template <Major B>
+template <Major B, Major A = Major::K>
 __device__ __forceinline__ void wgmma_ss(float (&c)[64], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" LC_WGMMA_D64 "}, %64, %65, p, 1, 1, 0, %67;\n}"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" LC_WGMMA_D64 "}, %64, %65, p, 1, 1, %67, %68;\n}"
         : LC_WGMMA_C32(0), LC_WGMMA_C32(32)
-        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(B == Major::MN ? 1 : 0));
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
+          "n"(B == Major::MN ? 1 : 0));
 }
 // The same with A in registers.
 template <Major B>
@@ -198,6 +200,22 @@ __device__ __forceinline__ void accumulate_rows(float (&c)[N / 2], const Fragmen
 
 #endif
 
+#if __CUDA_ARCH__ >= 900
+
+// Four 8 x 8 matrices to shared memory, the reverse of ldmatrix ("stmatrix"); lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices(const uint32_t (&r)[4], __nv_bfloat16* row) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+__device__ __forceinline__ void store_matrices_transposed(const uint32_t (&r)[4], __nv_bfloat16* row) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
+#endif
+
 // Columns 16 i .. 16 i + 15 of an accumulator, rounded to bf16, as A of the next product.
 template <int Count>
 __device__ __forceinline__ FragmentA wgmma_operand(const float (&c)[Count], int i) {
@@ -205,6 +223,24 @@ __device__ __forceinline__ FragmentA wgmma_operand(const float (&c)[Count], int 
     return {{pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
              pack_bf16(from[6], from[7])}};
 }
+#if __CUDA_ARCH__ >= 900
+
+// Columns 16 i .. 16 i + 15 of a result [64,N], as wgmma_operand rounds them, into the same columns of a tile [64,N] ...
+template <int Rows, int Columns>
+__device__ __forceinline__ void store_operand(const WgmmaTile<Rows, Columns>& tile, const FragmentA& a, int i) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
+    store_matrices(a.r, tile.chunk(16 * warp + lane % 16, 16 * i + lane / 16 * 8));
+}
+// ... or, transposed, into rows 16 i .. 16 i + 15 of a tile [N,64].
+template <int Rows, int Columns>
+__device__ __forceinline__ void store_operand_transposed(const WgmmaTile<Rows, Columns>& tile, const FragmentA& a,
+                                                         int i) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
+    store_matrices_transposed(a.r, tile.chunk(16 * i + lane % 8 + lane / 16 * 8, 16 * warp + lane / 8 % 2 * 8));
+}
+
+#endif
+
 // A [64, 16] of this warpgroup from a tile [M, K], through registers: rows from `row`, columns from k.
 template <int Rows, int Columns>
 __device__ __forceinline__ FragmentA load_wgmma_a(const WgmmaTile<Rows, Columns>& tile, int row, int k) {

@@ -1,0 +1,14 @@
+// Which kernels run: those for Hopper (sm_90a: wgmma, TMA) or the portable ones.
+#pragma once
+#include <initializer_list>
+
+#include "core/tensor.h"
+
+namespace lc::kernels {
+
+// Does this build have code for sm_90a that the current device runs, and can the copy engine address these tensors
+// [B,H,T,D], whose rows are dense and aligned? LC_ATTENTION=portable in the environment says no; sm90 refuses to run without such
+// code (Error(Usage)).
+bool hopper_applies(std::initializer_list<TensorView> copied);
+
+}  // namespace lc::kernels
