@@ -151,25 +151,30 @@ __device__ __forceinline__ void copy_block(const SharedTile<D>& tile, const __nv
                                                b < 0 ? 0 : length);
 }
 
-// W of one head, rounded to bf16.
+// W of one head, rounded to bf16, by `Threads` threads; all that a thread loads is under way at once.
 template <int D, int Threads = kFusedThreads, class Tile>
-__device__ __forceinline__ void load_map(const Tile& tile, const MapWeights& w, int head) {
-    constexpr int kChunks = kFusedMap / 8;
+__device__ __forceinline__ void load_map(const Tile& tile, const MapWeights& w, int head, int thread = threadIdx.x) {
+    constexpr int kChunks = kFusedMap / 8, kShare = D * kChunks / Threads;
+    static_assert(D * kChunks % Threads == 0);
+    const int64_t start = int64_t{head} * D * kFusedMap + thread * 8;
+    uint4 values[kShare];
+    if (w.dtype == DType::bf16) {
+        const __nv_bfloat16* from = static_cast<const __nv_bfloat16*>(w.data) + start;
 #pragma unroll
-    for (int i = 0; i < (D * kChunks + Threads - 1) / Threads; ++i) {
-        const int chunk = i * Threads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
-                  column = chunk % kChunks * 8;
-        if (D * kChunks % Threads != 0 && row >= D) break;
-        const int64_t from = (int64_t{head} * D + row) * kFusedMap + column;
-        uint4 values;
-        if (w.dtype == DType::bf16) {
-            values = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(w.data) + from);
-        } else {
-            const float4* wide = reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + from);
-            const float4 a = wide[0], b = wide[1];
-            values = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
+        for (int i = 0; i < kShare; ++i) values[i] = *reinterpret_cast<const uint4*>(from + i * Threads * 8);
+    } else {
+        const float* from = static_cast<const float*>(w.data) + start;
+#pragma unroll
+        for (int i = 0; i < kShare; ++i) {
+            const float4 a = *reinterpret_cast<const float4*>(from + i * Threads * 8),
+                         b = *reinterpret_cast<const float4*>(from + i * Threads * 8 + 4);
+            values[i] = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w));
         }
-        *reinterpret_cast<uint4*>(tile.chunk(row, column)) = values;
+    }
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+        const int chunk = i * Threads + thread;
+        *reinterpret_cast<uint4*>(tile.chunk(chunk / kChunks, chunk % kChunks * 8)) = values[i];
     }
 }
 

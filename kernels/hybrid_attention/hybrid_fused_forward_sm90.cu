@@ -4,18 +4,31 @@
 //          stands, rounded, it is the left operand of the next product: no copy of it in shared memory.
 // TILING   thread block = (batch entry, query head, segment), one on each SM, blocks of 64 positions in order. Warpgroups:
 //
-//            maps       phi_q(b), phi_q.z | phi_k(b-1), z += its sum             [64,64] products
-//            scores     q(b) [k(b-1), k(b)]^T -> P, sums; one thread queues copies
-//            outputs    y^T = v(b-1)^T P^T + v(b)^T P^T + S^T phi_q^T; S^T += v(b-1)^T phi_k(b-1): 64 of D each
+//            maps       phi_q(b), phi_q.z; phi_k(b-1)                            [64,64] products
+//            scores     q(b) [k(b-1), k(b)]^T -> P, 1 / Z
+//            outputs    y^T = v(b-1)^T P^T + v(b)^T P^T + S^T phi_q^T; S^T += v(b-1)^T phi_k(b-1): 64 of D each. One sums up z,
+//                       one thread queues copies, y leaves through the place of v(b-1).
 //
 //          A tile goes from role to role through its `full` and `free` barriers, so that the roles work on different blocks.
-//          Shared memory: q, 3 k, 3 v, y [64,D], maps [D,F], 2 phi_q, phi_k, P [64,128].
-// COST     as hybrid_fused_forward.cu. On chip a block of 64 rows costs, D = 128: tensor cores 2560 clocks, exponentials 1536,
-//          shared memory 3100.
-// NUMERICS as hybrid_fused_forward.cu; 1 / Z by rcp.approx (1 ulp).
-// LADDER   1 hybrid_fused_forward.cu: mma.sync, three barriers a block for all warps.
-//          2 this.
+//          Shared memory: 2 q, 3 k, 3 v [64,D], maps [D,F], 2 phi_q, phi_k, P [64,128].
+// COST     as hybrid_fused_forward.cu. On chip a block of 64 rows takes, D = 128: tensor cores 2560 clocks, exponentials 1536,
+//          shared memory 3100; seen at 8x1024x32: 5000, of which a tenth is the start of a walk.
+// NUMERICS as hybrid_fused_forward.cu, but: 1 / Z and the scales of features by rcp.approx (1 ulp); gamma enters through the
+//          exponent; the exponent of a weight is one fma, so that a weight may pass gamma by rounding; z enters phi_q.z as two
+//          bf16 numbers. Features are made without the shift of their softmax where nothing can overflow or fall below the
+//          least feature (FeatureRows::make).
+// LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us:
+//          1 230  hybrid_fused_forward.cu: mma.sync, three barriers a block for all warps.
+//          2 198  (H100) its products with wgmma, a warpgroup a product, the same barriers: waiting, not multiplying, took the time.
+//          3 148  roles. Each runs four warps, one on each scheduler: what counts is the longest chain of a role, here the maps.
+//          4 152  phi_q.z and sums of weights by mma.sync, no divisions: fewer instructions, but an array indexed at run time had
+//                 gone to local memory, and the copies' thread waited for q in the middle of the scores.
+//          5 121  that mended; q twice, copies queued by the outputs, two blocks ahead.
+//          6 102  maps: the projection of k under the store of phi_q, no shift; 1 / Z made once a row; y by the copy engine.
+//          7 100  z summed by the outputs, the maps' loads at once and by the maps alone. What is left: the maps' chain (4200
+//                 clocks a block) and the start of two walks an SM; next would be blocks that stay and load the next head ahead.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/common/cuda/roles.cuh"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
@@ -33,7 +46,7 @@ struct ForwardArgs {
 enum Role { kMaps, kScores, kOutputs };
 
 constexpr int kRing = 3;                                // tiles of k and of v
-constexpr int kBarrierBytes = 24 * 8;                   // of ForwardBarriers
+constexpr int kBarrierBytes = 25 * 8;                   // of ForwardBarriers
 constexpr int kTotalsFloats = 2 * kFusedFeatures + 12;  // of a TotalsTile
 using FeatureTile = WgmmaTile<kFusedRows, kFusedFeatures>;
 using Panel = WgmmaTile<kFusedRows, 64>;
@@ -54,16 +67,20 @@ struct TotalsTile {
         : z(room), rows(reinterpret_cast<__nv_bfloat16*>(room + kFusedFeatures)) {}
 
     // By all threads of a warpgroup: z, or zeros where there is none.
-    __device__ __forceinline__ void begin(const float* from) const {
+    __device__ __forceinline__ void begin(int barrier, const float* from) const {
         for (int i = threadIdx.x % kWarpgroup; i < kTotalsFloats; i += kWarpgroup) z[i] = 0;
-        named_sync<kWarpgroup>(kMapsBarrier);
-        if (from && threadIdx.x % kWarpgroup < kFusedFeatures)
-            put(threadIdx.x % kWarpgroup, from[threadIdx.x % kWarpgroup]);
+        named_sync<kWarpgroup>(barrier);
+        static_assert(kFusedFeatures == kWarpgroup);
+        if (from) put(threadIdx.x % kWarpgroup, from[threadIdx.x % kWarpgroup]);
+        named_sync<kWarpgroup>(barrier);
     }
     __device__ __forceinline__ void put(int feature, float value) const {
         z[feature] = value;
         rows[feature] = __float2bfloat16(value);
         rows[kStride + feature] = __float2bfloat16(value - __bfloat162float(rows[feature]));
+    }
+    __device__ __forceinline__ void store(float* to) const {
+        to[threadIdx.x % kWarpgroup] = z[threadIdx.x % kWarpgroup];
     }
     // Features 16 i .. 16 i + 31 as operands [16, 8].
     __device__ __forceinline__ FragmentB load(int i) const {
@@ -99,6 +116,7 @@ struct TotalsTile {
 template <int D>
 struct ForwardTraits {
     static constexpr int kOutputGroups = D / 64, kGroups = kOutputs + kOutputGroups;
+    static constexpr int kTotals = kOutputGroups - 1;  // the panel whose warpgroup sums up z beside S
     static constexpr int kThreads = kGroups * kWarpgroup, kOutputThreads = kOutputGroups * kWarpgroup;
     using Rows = WgmmaTile<kFusedRows, D>;
     using Map = WgmmaTile<D, kFusedMap>;
@@ -112,7 +130,7 @@ struct ForwardTraits {
 
 struct ForwardBarriers {
     Barrier q_full[2], q_free[2], k_full[kRing], k_free[kRing], v_full[kRing], v_free[kRing];
-    Barrier phi_q_full[2], phi_q_free[2], phi_k_full, phi_k_free, p_full, p_free;
+    Barrier phi_q_full[2], phi_q_free[2], phi_k_full, phi_k_free, p_full, p_free, z_full;
 
     __device__ void init(int output_threads) {
         constexpr int kWarpsOfGroup = kWarpgroup / kWarp;
@@ -122,8 +140,8 @@ struct ForwardBarriers {
             v_full[i].init(1), v_free[i].init(output_threads / kWarpgroup);
         }
         for (int i = 0; i < 2; ++i) phi_q_full[i].init(kWarpgroup), phi_q_free[i].init(output_threads / kWarp);
-        phi_k_full.init(kWarpgroup), phi_k_free.init(output_threads / kWarp);
-        p_full.init(kWarpgroup), p_free.init(output_threads);
+        phi_k_full.init(kWarpgroup), phi_k_free.init(output_threads);
+        p_full.init(kWarpgroup), p_free.init(output_threads), z_full.init(kWarpgroup);
         fence_barriers();
     }
 };
@@ -186,15 +204,29 @@ __device__ __forceinline__ float reciprocal(float x) {
 struct FeatureRows {
     FragmentA p[kFusedMap / 16], n[kFusedMap / 16];
 
-    // u [64,F] -> features. While no |u| of the warp's rows passes kTame, exponentials need no shift and no feature is below the least.
+    // u [64,F] -> features. First without a shift: while no sum of the warp's rows passes kTame, no |u| is so large that an
+    // exponential could overflow, or a feature be below the least one.
     __device__ __forceinline__ void make(const float (&u)[kFusedMap / 2]) {
-        float most = 0;
 #pragma unroll
-        for (int i = 0; i < kFusedMap / 2; ++i) most = fmaxf(most, fabsf(u[i]));
-        if (__all_sync(0xffffffffu, most <= kTame))
-            make_rows<true>(u);
-        else
-            make_rows<false>(u);
+        for (int half = 0; half < 2; ++half) {
+            float up[kShare], down[kShare];
+            float2 sum = exponentials(u, half, 0, 0, up, down);
+            const bool tame = __all_sync(0xffffffffu, sum.x <= kTame && sum.y <= kTame);
+            if (!tame) {
+                float high = at(u, half, 0), low = high;
+#pragma unroll
+                for (int j = 1; j < kShare; ++j) high = fmaxf(high, at(u, half, j)), low = fminf(low, at(u, half, j));
+                sum = exponentials(u, half, quad_max(high) * kLog2E, -quad_max(-low) * kLog2E, up, down);
+            }
+            const float scale_p = reciprocal(quad_sum(sum.x)), scale_n = reciprocal(quad_sum(sum.y));
+#pragma unroll
+            for (int j = 0; j < kShare; j += 2) {
+                const int r = j / 2 % 2 * 2 + half;
+                p[j / 4].r[r] = pack_bf16(scale_p * up[j], scale_p * up[j + 1]);
+                n[j / 4].r[r] = pack_bf16(scale_n * down[j], scale_n * down[j + 1]);
+                if (!tame) clamp(p[j / 4].r[r]), clamp(n[j / 4].r[r]);
+            }
+        }
     }
     __device__ __forceinline__ void store(const FeatureTile& tile) const {
 #pragma unroll
@@ -214,43 +246,27 @@ struct FeatureRows {
     }
 
   private:
-    static constexpr float kTame = 11;  // exp(-2 kTame) / F > 1e-12
+    static constexpr int kShare = kFusedMap / 4;  // columns of a row in one thread
+    static constexpr float kTame = 5e4f;          // 1 / (4 kTame^2) > 1e-12
 
-    template <bool Tame>
-    __device__ __forceinline__ void make_rows(const float (&u)[kFusedMap / 2]) {
-        constexpr int kShare = kFusedMap / 4;  // columns of a row in one thread
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const auto at = [&](int j) { return u[j / 2 * 4 + 2 * half + j % 2]; };
-            float high = 0, low = 0;
-            if constexpr (!Tame) {
-                high = low = at(0);
-#pragma unroll
-                for (int j = 1; j < kShare; ++j) high = fmaxf(high, at(j)), low = fminf(low, at(j));
-                high = quad_max(high) * kLog2E, low = -quad_max(-low) * kLog2E;
-            }
-            float up[kShare], down[kShare], sum_p = 0, sum_n = 0;
-#pragma unroll
-            for (int j = 0; j < kShare; ++j) {
-                const float x = at(j) * kLog2E;
-                up[j] = exp2_approx(Tame ? x : x - high), down[j] = exp2_approx(Tame ? -x : low - x);
-                sum_p += up[j], sum_n += down[j];
-            }
-            const float scale_p = reciprocal(quad_sum(sum_p)), scale_n = reciprocal(quad_sum(sum_n));
-#pragma unroll
-            for (int j = 0; j < kShare; j += 2) {
-                const int r = j / 2 % 2 * 2 + half;
-                p[j / 4].r[r] = rounded<Tame>(scale_p * up[j], scale_p * up[j + 1]);
-                n[j / 4].r[r] = rounded<Tame>(scale_n * down[j], scale_n * down[j + 1]);
-            }
-        }
+    static __device__ __forceinline__ float at(const float (&u)[kFusedMap / 2], int half, int j) {
+        return u[j / 2 * 4 + 2 * half + j % 2];
     }
-    // To bf16, and not below what the least feature is rounded to.
-    template <bool Tame>
-    static __device__ __forceinline__ uint32_t rounded(float first, float second) {
-        __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-        if constexpr (!Tame) pair = __hmax2(pair, __float2bfloat162_rn(static_cast<float>(kFeatureEpsilon)));
-        return *reinterpret_cast<const uint32_t*>(&pair);
+    // up = exp2(log2e u - high), down = exp2(low - log2e u); this thread's sums of them
+    static __device__ __forceinline__ float2 exponentials(const float (&u)[kFusedMap / 2], int half, float high,
+                                                          float low, float (&up)[kShare], float (&down)[kShare]) {
+        float2 sum = make_float2(0, 0);
+#pragma unroll
+        for (int j = 0; j < kShare; ++j) {
+            const float x = at(u, half, j) * kLog2E;
+            up[j] = exp2_approx(x - high), down[j] = exp2_approx(low - x);
+            sum.x += up[j], sum.y += down[j];
+        }
+        return sum;
+    }
+    static __device__ __forceinline__ void clamp(uint32_t& pair) {
+        __nv_bfloat162& x = reinterpret_cast<__nv_bfloat162&>(pair);
+        x = __hmax2(x, __float2bfloat162_rn(static_cast<float>(kFeatureEpsilon)));
     }
 };
 
@@ -272,24 +288,21 @@ template <int D, bool Far, bool Grows>
 __device__ __forceinline__ void make_features(const ForwardRoom<D>& room, ForwardBarriers& barriers, const Walk& walk,
                                               int b) {
     const int side = walk.side(b), stage = walk.far_step(b) & 1, before = walk.stage(b - 1);
-    const TotalsTile z = room.z();
     float u[kFusedMap / 2];
     FeatureRows phi;
     barriers.q_full[side].wait(walk.turn(b));  // also where q is not read: arrivals at q_free stay in step
-    named_sync<kWarpgroup>(kMapsBarrier);      // phi_k(b-2) is here; nobody reads z
-    if constexpr (Far) project<D>(u, room.q(side), room.map(0));
-    if (b > walk.first && walk.grows_state(b - 1)) z.add(room.phi_k());
     if constexpr (Far) {
+        project<D>(u, room.q(side), room.map(0));
         wgmma_wait<0>();
         wgmma_settle(u);
     }
     release(barriers.q_free[side]);
     if constexpr (Far) phi.make(u);
     barriers.k_full[before].wait(walk.parity(b - 1));
-    named_sync<kWarpgroup>(kMapsBarrier);  // z is here
     if constexpr (Grows) project<D>(u, room.k(before), room.map(1));
     if constexpr (Far) {
-        const float2 dot = phi.dot(z);
+        barriers.z_full.wait(walk.growth(b) % 2);
+        const float2 dot = phi.dot(room.z());
         barriers.phi_q_free[stage].wait(walk.far_step(b) / 2 % 2 ^ 1);
         phi.store(room.phi_q(stage));
         if (quad_lane() == 0) {
@@ -326,21 +339,6 @@ __device__ __forceinline__ void each_step(const Walk& walk, F&& f) {
     }
     for (; b + 1 < walk.last; ++b) f(b, std::true_type{}, std::true_type{});
     if (b < walk.last) f(b, std::true_type{}, std::false_type{});
-}
-
-template <int D>
-__device__ __forceinline__ void make_features(const ForwardArgs& args, const FusedHead& head,
-                                              const ForwardRoom<D>& room, ForwardBarriers& barriers) {
-    const FusedShape& s = args.in.shape;
-    const Walk walk(head);
-    room.z().begin(head.segment == 0 ? nullptr
-                                     : args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D> +
-                                           kFusedFeatures * D);
-    each_step(walk, [&](int b, auto far, auto grows) { make_features<D, far(), grows()>(room, barriers, walk, b); });
-    named_sync<kWarpgroup>(kMapsBarrier);
-    const int feature = threadIdx.x % kWarpgroup;
-    if (args.z_out && feature < kFusedFeatures && head.h % (s.heads / s.maps) == 0 && head.last == s.blocks)
-        args.z_out[(head.b * s.maps + head.hs) * kFusedFeatures + feature] = room.z().z[feature];
 }
 
 // --- scores ---
@@ -399,18 +397,18 @@ __device__ __forceinline__ void make_weights(const ForwardArgs& args, const Fuse
         release(barriers.q_free[side]);
         release(barriers.k_free[walk.stage(b - 1)]);
         const float2 sum = weigh(before, own, factor, log_gamma, b == 0, p);
-        float2 z = sum;
+        float2 total = sum;
         if (walk.reads_state(b)) {
             const int stage = walk.far_step(b) & 1;
             barriers.phi_q_full[stage].wait(walk.far_step(b) / 2 % 2);
-            z.x += room.far(stage)[accumulator_row()], z.y += room.far(stage)[accumulator_row() + 8];
+            total.x += room.far(stage)[accumulator_row()], total.y += room.far(stage)[accumulator_row() + 8];
         }
         barriers.p_free.wait(side ^ 1);
 #pragma unroll
         for (int i = 0; i < 8; ++i) store_operand(room.p(), p[i], i);
         if (quad_lane() == 0) {
-            room.inverse(side)[accumulator_row()] = reciprocal(z.x);
-            room.inverse(side)[accumulator_row() + 8] = reciprocal(z.y);
+            room.inverse(side)[accumulator_row()] = reciprocal(total.x);
+            room.inverse(side)[accumulator_row() + 8] = reciprocal(total.y);
         }
         fence_async_proxy();
         barriers.p_full.arrive();
@@ -537,6 +535,11 @@ __device__ __forceinline__ void make_output(const ForwardArgs& args, const Fused
             wgmma_ss<Major::MN, Major::MN>(state, v_before + 64 * k, phi_k + 64 * k, true);
     }
     wgmma_commit();
+    if constexpr (Grows)
+        if (panel == ForwardTraits<D>::kTotals) {
+            room.z().add(room.phi_k());
+            barriers.z_full.arrive();
+        }
     const bool leads = threadIdx.x % kWarpgroup == 0;
     if (leads) {
         if (b > walk.first) copies.release_values(b - 2);
@@ -554,7 +557,7 @@ __device__ __forceinline__ void make_output(const ForwardArgs& args, const Fused
     wgmma_wait<0>();
     if constexpr (Grows) {
         wgmma_settle(state);
-        release(barriers.phi_k_free);
+        barriers.phi_k_free.arrive();
     }
     // No product needs v(b-1) any more once all four warps are here: y goes out through its place.
     const Panel staged = panel_of(room.v(walk.stage(b - 1)));
@@ -574,22 +577,25 @@ __device__ __forceinline__ void make_outputs(const ForwardArgs& args, const Fuse
     const FusedShape& s = args.in.shape;
     const Walk walk(head);
     float state[kFusedFeatures / 2] = {};
-    if (head.segment > 0) {
-        const float* from = args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>;
-        each_state<D>(state, panel, [&](float& x, int place) { x = from[place]; });
+    const float* starts = args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>;
+    if (head.segment > 0) each_state<D>(state, panel, [&](float& x, int place) { x = starts[place]; });
+    if (panel == ForwardTraits<D>::kTotals) {
+        room.z().begin(kOutputsBarrier + panel, head.segment == 0 ? nullptr : starts + kFusedFeatures * D);
+        barriers.z_full.arrive();
     }
     const Copies<D> copies{args, head, room, barriers, walk};
-    if (threadIdx.x == kOutputs * kWarpgroup) copies.begin();
-    __syncwarp();
     barriers.v_full[walk.stage(walk.first - 1)].wait(walk.parity(walk.first - 1));
     each_step(walk, [&](int b, auto far, auto grows) {
         make_output<D, far(), grows()>(args, head, room, barriers, panel, walk, copies, b, state);
     });
     if (threadIdx.x % kWarpgroup == 0) store_wait();
-    if (args.s_out && head.h % (s.heads / s.maps) == 0 && head.last == s.blocks) {
-        float* to = args.s_out + (head.b * s.maps + head.hs) * kFusedFeatures * D;
-        each_state<D>(state, panel, [&](float& x, int place) { to[place] = x; });
-    }
+    if (!args.s_out || head.h % (s.heads / s.maps) != 0 || head.last != s.blocks) return;
+    const int64_t map = head.b * s.maps + head.hs;
+    float* to = args.s_out + map * kFusedFeatures * D;
+    each_state<D>(state, panel, [&](float& x, int place) { to[place] = x; });
+    if (panel != ForwardTraits<D>::kTotals) return;
+    named_sync<kWarpgroup>(kOutputsBarrier + panel);
+    room.z().store(args.z_out + map * kFusedFeatures);
 }
 
 #endif
@@ -604,14 +610,22 @@ __global__ void __launch_bounds__(ForwardTraits<D>::kThreads, 1)
     ForwardBarriers& barriers = room.barriers();
     const FusedHead head(args.in.shape);
     const int group = warpgroup_index();
-    if (threadIdx.x == 0) barriers.init(Tr::kOutputThreads);
-    load_map<D, Tr::kThreads>(room.map(0), args.in.wq, head.h);
-    load_map<D, Tr::kThreads>(room.map(1), args.in.wk, head.hs);
-    fence_async_proxy();
+    if (threadIdx.x == kOutputs * kWarpgroup) {
+        barriers.init(Tr::kOutputThreads);
+        const Walk walk(head);
+        Copies<D>{args, head, room, barriers, walk}.begin();  // the first tiles come while the maps are loaded
+    }
+    __syncwarp();
     __syncthreads();
     if (group == kMaps) {
         if constexpr (D == 128) shrink_registers<104>();
-        make_features<D>(args, head, room, barriers);
+        load_map<D, kWarpgroup>(room.map(0), args.in.wq, head.h, threadIdx.x % kWarpgroup);
+        load_map<D, kWarpgroup>(room.map(1), args.in.wk, head.hs, threadIdx.x % kWarpgroup);
+        fence_async_proxy();
+        named_sync<kWarpgroup>(kMapsBarrier);
+        const Walk walk(head);
+        each_step(walk,
+                  [&](int b, auto far, auto grows) { make_features<D, far(), grows()>(room, barriers, walk, b); });
     } else if (group == kScores) {
         if constexpr (D == 128) shrink_registers<104>();
         make_weights<D>(args, head, room, barriers);
@@ -625,6 +639,7 @@ __global__ void __launch_bounds__(ForwardTraits<D>::kThreads, 1)
 }  // namespace
 
 void hybrid_fused_forward_sm90(const HybridAttentionForward& a, Stream stream) {
+    clear_result(a.y, stream);
     FusedInputs in(a);
     in.shape.segments = segments_of(in.shape, a.q.device);
     const int64_t head_dim = a.q.size(3);

@@ -3,13 +3,12 @@
 #include <cublasLt.h>
 
 #include <array>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <string_view>
 
 #include "core/profile.h"
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/common/cuda/launch.h"
 
 namespace lc::kernels {
@@ -22,7 +21,8 @@ void check(cublasStatus_t status, const char* what) {
 }
 
 cudaDataType_t cuda_type(DType dtype) {
-    LC_CHECK(dtype == DType::f32 || dtype == DType::bf16, "gemm: CUDA computes in f32 and bf16, got {}", name_of(dtype));
+    LC_CHECK(dtype == DType::f32 || dtype == DType::bf16, "gemm: CUDA computes in f32 and bf16, got {}",
+             name_of(dtype));
     return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
 }
 
@@ -50,13 +50,15 @@ cublasLtHandle_t handle_for(int device) {
 }
 
 // cuBLASLt is column-major: it is asked for C^T = op(B)^T op(A)^T, whose operands are our arrays as they lie.
-void set_layout(MatrixLayout& layout, DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t batch, int64_t stride) {
+void set_layout(MatrixLayout& layout, DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t batch,
+                int64_t stride) {
     check(cublasLtMatrixLayoutCreate(&layout.handle, cuda_type(dtype), static_cast<uint64_t>(columns),
                                      static_cast<uint64_t>(rows), std::max<int64_t>(ld, std::max<int64_t>(columns, 1))),
           "cublasLtMatrixLayoutCreate");
     if (batch == 1) return;
     const auto count = static_cast<int32_t>(batch);
-    check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count), "batch");
+    check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+          "batch");
     check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
                                            sizeof stride),
           "stride");
@@ -73,14 +75,35 @@ uint32_t alignment_of(const void* pointer) {
 using AlgoKey = std::array<int64_t, 24>;
 
 AlgoKey key_of(const CudaGemm& g, int device) {
-    return {device, static_cast<int64_t>(g.op_a), static_cast<int64_t>(g.op_b), g.m, g.n, g.k, g.lda, g.ldb, g.ldc,
-            static_cast<int64_t>(g.dtype), static_cast<int64_t>(g.c_dtype), g.beta == 0, g.bias != nullptr, g.batch,
-            g.stride_a, g.stride_b, g.stride_c, alignment_of(g.a), alignment_of(g.b), alignment_of(g.c),
-            g.bias ? alignment_of(g.bias) : 0, g.addend ? alignment_of(g.addend) : 0, g.ld_addend, 0};
+    return {device,
+            static_cast<int64_t>(g.op_a),
+            static_cast<int64_t>(g.op_b),
+            g.m,
+            g.n,
+            g.k,
+            g.lda,
+            g.ldb,
+            g.ldc,
+            static_cast<int64_t>(g.dtype),
+            static_cast<int64_t>(g.c_dtype),
+            g.beta == 0,
+            g.bias != nullptr,
+            g.batch,
+            g.stride_a,
+            g.stride_b,
+            g.stride_c,
+            alignment_of(g.a),
+            alignment_of(g.b),
+            alignment_of(g.c),
+            g.bias ? alignment_of(g.bias) : 0,
+            g.addend ? alignment_of(g.addend) : 0,
+            g.ld_addend,
+            0};
 }
 
-cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Operation& operation, const MatrixLayout& a,
-                            const MatrixLayout& b, const MatrixLayout& c, const MatrixLayout& d) {
+cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Operation& operation,
+                            const MatrixLayout& a, const MatrixLayout& b, const MatrixLayout& c,
+                            const MatrixLayout& d) {
     Preference preference;
     check(cublasLtMatmulPreferenceCreate(&preference.handle), "cublasLtMatmulPreferenceCreate");
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
@@ -93,10 +116,11 @@ cublasLtMatmulAlgo_t choose(cublasLtHandle_t handle, const CudaGemm& g, const Op
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.c));
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
-    check(cublasLtMatmulAlgoGetHeuristic(handle, operation.handle, b.handle, a.handle, c.handle, d.handle, preference.handle,
-                                         1, &result, &found),
+    check(cublasLtMatmulAlgoGetHeuristic(handle, operation.handle, b.handle, a.handle, c.handle, d.handle,
+                                         preference.handle, 1, &result, &found),
           "cublasLtMatmulAlgoGetHeuristic");
-    LC_CHECK(found > 0, "gemm: cuBLASLt knows no way for [{},{}] x [{},{}] in {}", g.m, g.k, g.k, g.n, name_of(g.dtype));
+    LC_CHECK(found > 0, "gemm: cuBLASLt knows no way for [{},{}] x [{},{}] in {}", g.m, g.k, g.k, g.n,
+             name_of(g.dtype));
     return result.algo;
 }
 
@@ -109,16 +133,6 @@ void scale_by_beta(const CudaGemm& g, Stream stream) {
         LC_CUDA(cudaMemset2DAsync(static_cast<std::byte*>(g.c) + static_cast<size_t>(i * g.stride_c) * width,
                                   static_cast<size_t>(std::max(g.ldc, g.n)) * width, 0,
                                   static_cast<size_t>(g.n) * width, static_cast<size_t>(g.m), cuda::handle_of(stream)));
-}
-
-// LC_DEBUG_INIT=1: every product's result is cleared first. compute-sanitizer's initcheck does not see what cuBLASLt stores by the
-// copy engine (bf16 on Hopper) and takes it for memory that nobody wrote.
-bool clears_results() {
-    static const bool clears = [] {
-        const char* value = std::getenv("LC_DEBUG_INIT");
-        return value && std::string_view(value) == "1";
-    }();
-    return clears;
 }
 
 // Row by row: what lies between rows may be somebody's.
@@ -174,8 +188,9 @@ void gemm(const CudaGemm& g, Stream stream) {
         algo = found->second;
     }
     const DeviceScratch<std::byte> workspace(kWorkspaceBytes, stream);
-    check(cublasLtMatmul(handle, operation.handle, &g.alpha, g.b, b.handle, g.a, a.handle, &g.beta, g.addend ? g.addend : g.c,
-                         c.handle, g.c, d.handle, &algo, workspace.data(), static_cast<size_t>(kWorkspaceBytes), cuda::handle_of(stream)),
+    check(cublasLtMatmul(handle, operation.handle, &g.alpha, g.b, b.handle, g.a, a.handle, &g.beta,
+                         g.addend ? g.addend : g.c, c.handle, g.c, d.handle, &algo, workspace.data(),
+                         static_cast<size_t>(kWorkspaceBytes), cuda::handle_of(stream)),
           "cublasLtMatmul");
 }
 

@@ -45,4 +45,25 @@ bool hopper_applies(std::initializer_list<TensorView> copied) {
     return fits;
 }
 
+bool clears_results() {
+    static const bool clears = [] {
+        const char* value = std::getenv("LC_DEBUG_INIT");
+        return value && std::string_view(value) == "1";
+    }();
+    return clears;
+}
+
+void clear_result(const TensorView& rows, Stream stream) {
+    if (!clears_results()) return;
+    const int64_t width = size_of(rows.dtype);
+    std::byte* start = rows.base + rows.layout.offset * width;
+    for (int64_t b = 0; b < rows.size(0); ++b)
+        for (int64_t h = 0; h < rows.size(1); ++h)
+            for (int64_t t = 0; t < rows.size(2); ++t) {
+                const int64_t place = b * rows.stride(0) + h * rows.stride(1) + t * rows.stride(2);
+                LC_CUDA(cudaMemsetAsync(start + place * width, 0, static_cast<size_t>(rows.size(3) * width),
+                                        cuda::handle_of(stream)));
+            }
+}
+
 }  // namespace lc::kernels

@@ -11,4 +11,9 @@ namespace lc::kernels {
 // code (Error(Usage)).
 bool hopper_applies(std::initializer_list<TensorView> copied);
 
+// LC_DEBUG_INIT=1: what the copy engine stores (results of kernels here, of cuBLASLt in bf16) is cleared first. compute-sanitizer's
+// initcheck does not see those stores, and would take results for memory that nobody wrote.
+bool clears_results();
+void clear_result(const TensorView& rows, Stream stream);  // [B,H,T,D], D dense; does nothing unless clears_results()
+
 }  // namespace lc::kernels
