@@ -19,6 +19,9 @@ struct AddedToken {
     bool rstrip = false;       // ... to its right
     bool normalized = false;   // looked for in the normalized text (as its own normal form)
     bool special = false;      // left out by decode(skip_special_tokens)
+    // What stands for it in the normalized text; empty: its own normal form. Not in files of others: SentencePiece's user-defined
+    // pieces are written as they stand behind the normalizer, which may put a space before whatever it is given.
+    std::string normal_form;
 };
 
 // A set of strings with a search that takes time in proportion to the text (times the longest string).

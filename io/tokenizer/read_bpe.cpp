@@ -74,7 +74,8 @@ void add_to_finders(const std::vector<AddedToken>& added, const std::string& sou
             continue;
         }
         std::string storage;
-        const std::string_view pattern = model.normalizer.run(token.content, storage, scratch);
+        const std::string_view pattern =
+            token.normal_form.empty() ? model.normalizer.run(token.content, storage, scratch) : token.normal_form;
         LC_REQUIRE(BadInput, !pattern.empty(), "{}: key 'added_tokens': nothing is left of '{}' when it is normalized",
                    source, printable(token.content));
         model.normalized.add(token, pattern);
@@ -154,6 +155,9 @@ std::vector<AddedToken> read_added_tokens(const JsonObject& root) {
         token.rstrip = object.find_bool("rstrip").value_or(false);
         token.special = object.find_bool("special").value_or(false);
         token.normalized = object.find_bool("normalized").value_or(!token.special);
+        token.normal_form = object.find_string("normal_form").value_or("");
+        if (token.normal_form.size() > kMaxAddedTokenBytes)
+            object.fail_key("normal_form", fmt::format("at most {} bytes long", kMaxAddedTokenBytes));
         if (!contents.insert(token.content).second) object.fail_key("content", "a token not added before");
         if (!ids.insert(token.id).second) object.fail_key("id", "an id not added before");
         bytes += token.content.size();

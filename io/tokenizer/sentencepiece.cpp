@@ -115,6 +115,7 @@ void read_trainer(std::string_view bytes, const std::string& source, TokenizerPa
     LC_REQUIRE(BadInput, fallback, "{}: trainer_spec.byte_fallback must be true (nothing else is supported)", source);
     const auto id = [](int64_t value) { return value < 0 ? std::nullopt : std::optional(value); };
     parts.unk = id(unk), parts.bos = id(bos), parts.eos = id(eos);
+    parts.symbols_after_normalizing = true;
 }
 
 // Field numbers are those of NormalizerSpec.

@@ -39,13 +39,15 @@ Json added_tokens_of(const TokenizerParts& parts) {
         const Piece& piece = parts.pieces[i];
         const bool special = piece.type == PieceType::control || piece.type == PieceType::unknown;
         if (!special && piece.type != PieceType::user_defined) continue;
+        const bool normalized = !special && parts.symbols_after_normalizing;
         added.push_back({{"id", i},
                          {"content", piece.text},
                          {"single_word", false},
                          {"lstrip", false},
                          {"rstrip", false},
-                         {"normalized", false},
+                         {"normalized", normalized},
                          {"special", special}});
+        if (normalized) added.back()["normal_form"] = piece.text;
     }
     return added;
 }

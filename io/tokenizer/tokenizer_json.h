@@ -22,6 +22,8 @@ struct TokenizerParts {
     std::vector<Piece> pieces;             // index = id; texts are unique and not empty
     std::optional<int64_t> bos, eos, unk;  // ids
     bool add_bos = false, add_eos = false;
+    bool symbols_after_normalizing =
+        false;  // user-defined pieces are found where spaces are marks already; else in the text
 };
 
 // BPE of SentencePiece with byte fallback. Merges are all ways to put a piece together from two, by falling score.

@@ -202,6 +202,20 @@ TEST(SentencePiece, SmallOneByHand) {
     EXPECT_EQ(load_tokenizer(directory / "tokenizer.model").encode("a", true), (std::vector<int32_t>{3, 2}));
 }
 
+// User-defined pieces are found where spaces are marks already, and only the whole text gets a space before it.
+TEST(SentencePiece, UserDefinedPieces) {
+    const ScratchDir directory;
+    const std::string pieces = kPieces + piece("\u2581\u2581", 0, 4) + piece("<td>", 0, 4);
+    const auto encode = [&](uint64_t dummy_prefix, const std::string& text) {
+        const std::string normalizer = field(3, field(3, dummy_prefix) + field(4, 0));
+        return load_tokenizer(directory.write("tokenizer.model", pieces + kTrainer + normalizer)).encode(text, false);
+    };
+    EXPECT_EQ(encode(0, "a  <td>b"), (std::vector<int32_t>{3, 8, 9, 4}));
+    EXPECT_EQ(encode(0, "a\u2581\u2581 b"), (std::vector<int32_t>{3, 8, 7, 4}));
+    EXPECT_EQ(encode(1, "<td>b <td>ab"), (std::vector<int32_t>{7, 9, 4, 7, 9, 5}));
+    EXPECT_EQ(encode(1, " <td>"), (std::vector<int32_t>{8, 9}));
+}
+
 TEST(SentencePiece, MalformedModelsAreRefused) {
     const std::pair<std::string, std::vector<std::string>> faults[] = {
         {"", {"no pieces"}},
