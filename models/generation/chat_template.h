@@ -44,8 +44,8 @@ class ChatTemplate {
     std::vector<int64_t> end_ids_;  // the first one closes an answer that has no end; empty: nothing does
 };
 
-// The name of the built-in template that a model directory's own one is: chat_template.jinja, else `chat_template` of
-// tokenizer_config.json, told by the marks it uses. nullopt when there is none or it is unlike all; nothing is guessed.
+// The name of the built-in template that a model's own one is: chat_template.jinja of its directory, else `chat_template` of
+// tokenizer_config.json, or that of a GGUF file's metadata, told by the marks it uses. nullopt when there is none or it is unlike all; nothing is guessed.
 std::optional<std::string> recognize_chat_template(const std::filesystem::path& model);
 
 }  // namespace lc::models

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/tokenizer/bpe_trainer.h"
 #include "tests/assets.h"
+#include "tests/io/gguf_bytes.h"
 #include "tests/models/tiny.h"
 
 namespace lc::models {
@@ -126,6 +127,12 @@ TEST(ChatTemplate, KnowsTheModelsOwnByItsMarks) {
     config(R"({"chat_template": 3})");
     EXPECT_THAT(error_of(ErrorKind::BadInput, [&] { recognize_chat_template(directory.path()); }),
                 HasSubstr("chat_template"));
+    const std::filesystem::path gguf = directory.path() / "m.gguf";
+    std::ofstream(gguf, std::ios::binary)
+        << io::test::gguf_bytes({io::test::gguf_text("tokenizer.chat_template", "'<|im_start|>' + role")}, {});
+    EXPECT_EQ(recognize_chat_template(gguf), "chatml");
+    std::ofstream(gguf, std::ios::binary) << io::test::gguf_bytes({}, {});
+    EXPECT_EQ(recognize_chat_template(gguf), std::nullopt);
 }
 
 // Special tokens of a real tokenizer are single ids, BOS stands once.
