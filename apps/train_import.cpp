@@ -16,16 +16,18 @@ struct Flags {
 
 int run(const Flags& flags) {
     const std::vector<std::filesystem::path> files(flags.checkpoints.begin(), flags.checkpoints.end());
+    const bool reference = flags.window_kind == "reference";
     const models::ImportReport report =
         models::import_checkpoints(flags.model, files, flags.out,
-                                   {.window = models::window_kind_from(flags.window_kind),
+                                   {.window = models::window_kind_from(reference ? "sliding" : flags.window_kind),
                                     .window_size = flags.window_size,
+                                    .reference = reference,
                                     .feature_map = flags.feature_map,
                                     .lora_alpha = flags.lora_alpha});
     log_info("{}: {} attention, {} window of {}, {} maps of {} features, {} layers; {}", flags.out,
-             models::name_of(report.attention.kind), models::name_of(report.attention.window),
-             report.attention.window_size, kernels::name_of(report.attention.activation), report.attention.feature_dim,
-             report.layers, report.lora_rank > 0 ? fmt::format("LoRA of rank {}", report.lora_rank) : "no LoRA");
+             models::name_of(report.attention.kind), flags.window_kind, report.attention.window_size,
+             kernels::name_of(report.attention.activation), report.attention.feature_dim, report.layers,
+             report.lora_rank > 0 ? fmt::format("LoRA of rank {}", report.lora_rank) : "no LoRA");
     return 0;
 }
 
@@ -40,8 +42,11 @@ Verb add_import(CLI::App& program) {
         ->required()
         ->allow_extra_args(false);
     verb->add_option("--out", flags->out, "run directory to write; must not exist")->required();
-    verb->add_option("--window-kind", flags->window_kind, "terraced (as trained) or sliding (as the authors decode)")
-        ->check(CLI::IsMember({"terraced", "sliding"}));
+    verb->add_option("--window-kind", flags->window_kind,
+                     "terraced (as trained), sliding (as the authors decode), or reference: their logits exactly, "
+                     "blocks counted from the "
+                     "end of a prompt, then sliding")
+        ->check(CLI::IsMember({"terraced", "sliding", "reference"}));
     verb->add_option("--window-size", flags->window_size, "keys of a window block")->check(CLI::PositiveNumber);
     verb->add_option("--feature-map", flags->feature_map,
                      "an activation by name; default: t2r with biases, else hedgehog");

@@ -52,8 +52,10 @@ def window_and_far(spec, queries, keys, device):
         return torch.zeros_like(causal), causal
     if spec["window"] == "terraced":  # the query's block of w keys and the one before it
         window = causal & (j // w >= i // w - 1)
-    else:
+    elif spec["window"] == "sliding":
         window = causal & (j > i - w)
+    else:
+        raise ValueError(f"the window {spec['window']!r} is not part of this example")
     return window, causal & ~window
 
 

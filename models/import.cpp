@@ -114,6 +114,7 @@ AttentionSpec spec_of(const Layers& layers, const DecoderConfig& config, const I
                sources, config.num_layers);
     spec.kind = window ? AttentionKind::hybrid : AttentionKind::linear;
     spec.window = options.window, spec.window_size = options.window_size;
+    spec.reference = window && options.reference;
     const int64_t features = spec.feature_dim;
     apply_feature_map_name(spec,
                            !options.feature_map.empty() ? options.feature_map

@@ -24,7 +24,8 @@ struct ImportOptions {
     kernels::WindowKind window =
         kernels::WindowKind::terraced;  // not none; without window factors it is linear attention
     int64_t window_size = 64;
-    std::string feature_map;           // by name; empty: "t2r" where there are biases, else "hedgehog"
+    bool reference = false;   // logits equal to the authors' (AttentionSpec::reference); the window is then sliding
+    std::string feature_map;  // by name; empty: "t2r" where there are biases, else "hedgehog"
     std::optional<double> lora_alpha;  // nothing: twice the rank
 };
 

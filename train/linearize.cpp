@@ -41,6 +41,7 @@ Inputs load(const LinearizeOptions& options) {
     LC_REQUIRE(BadInput, !decoder.attention(),
                "{}: is linearized already (config.json has 'lolcats'): give its teacher", directory.string());
     models::AttentionSpec spec = options.attention;
+    LC_REQUIRE(Usage, !spec.reference, "the authors' window is for their checkpoints (import), not to be trained");
     if (!options.feature_map.empty())
         models::apply_feature_map_name(spec, options.feature_map, decoder.config().head_dim);
     if (spec.kind != models::AttentionKind::softmax) decoder.linearize(spec, options.seed);

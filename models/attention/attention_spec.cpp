@@ -53,6 +53,7 @@ auto from_file(const io::JsonObject& object, std::string_view key, F&& parse, de
     }
 }
 
+constexpr std::string_view kReference = "reference";
 constexpr int64_t kMaxWindow = int64_t{1} << 20, kMaxFeatureDim = int64_t{1} << 16, kMaxLayers = int64_t{1} << 16;
 
 }  // namespace
@@ -103,7 +104,7 @@ int64_t AttentionSpec::feature_dim_for(int64_t head_dim) const {
 
 nlohmann::json AttentionSpec::to_json() const {
     return {{"attention", name_of(kind)},
-            {"window", name_of(window)},
+            {"window", reference ? kReference : name_of(window)},
             {"window_size", window_size},
             {"feature_map", kernels::name_of(activation)},
             {"feature_dim", feature_dim},
@@ -123,7 +124,9 @@ AttentionSpec AttentionSpec::from_json(const nlohmann::json& json, std::string_v
     for (const auto& [key, value] : json.items())
         LC_REQUIRE(BadInput, known.contains(key), "{}: unknown key '{}'", source, io::printable(key));
     spec.kind = from_file(object, "attention", attention_kind_from, spec.kind);
-    spec.window = from_file(object, "window", window_kind_from, spec.window);
+    spec.reference = object.find_string("window").value_or("") == kReference;
+    spec.window =
+        spec.reference ? kernels::WindowKind::sliding : from_file(object, "window", window_kind_from, spec.window);
     spec.window_size = object.find_int("window_size", 1, kMaxWindow).value_or(spec.window_size);
     spec.activation = from_file(object, "feature_map", kernels::feature_activation_from, spec.activation);
     spec.feature_dim = object.find_int("feature_dim", 0, kMaxFeatureDim).value_or(spec.feature_dim);
@@ -151,6 +154,8 @@ void validate(const AttentionSpec& spec, int64_t head_dim, int64_t num_layers, E
     const bool hybrid = spec.kind == AttentionKind::hybrid;
     require(!hybrid || spec.window != kernels::WindowKind::none,
             "hybrid attention needs a window, terraced or sliding");
+    require(!spec.reference || (hybrid && spec.window == kernels::WindowKind::sliding),
+            "the reference's window is one of hybrid attention, and slides in generation");
     require(spec.window_size >= 1 && spec.window_size <= kMaxWindow,
             fmt::format("window_size must be 1 to {}, got {}", kMaxWindow, spec.window_size));
     require(spec.feature_dim >= 0 && spec.feature_dim <= kMaxFeatureDim,

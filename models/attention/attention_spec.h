@@ -18,6 +18,9 @@ struct AttentionSpec {
     AttentionKind kind = AttentionKind::hybrid;
     kernels::WindowKind window = kernels::WindowKind::terraced;
     int64_t window_size = 64;
+    // The authors' code for logits equal to theirs, inference only; files say window "reference". Whole sequences and prompts go by
+    // reference_attention.h, generation by a sliding window, which `window` then is.
+    bool reference = false;
     kernels::FeatureActivation activation = kernels::FeatureActivation::softmax_dim;
     int64_t feature_dim = 0;  // F; 0: head_dim if that is at most 64, else head_dim / 2
     FeatureInit init = FeatureInit::identity;

@@ -10,6 +10,7 @@
 #include "autograd/ops/softmax_attention.h"
 #include "autograd/ops/swiglu.h"
 #include "autograd/ops/views.h"
+#include "models/attention/reference_attention.h"
 
 namespace lc::models {
 
@@ -70,6 +71,8 @@ Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms 
     if (mode == AttentionMode::Softmax || !layer.linearized) return softmax_attention(qkv.q, qkv.k, qkv.v);
     const kernels::LinearizedSpec spec = effective_spec(*attention_, terms);
     if (spec.window == kernels::WindowKind::none) return linear_attention(qkv.q, qkv.k, qkv.v, layer.maps, spec).y;
+    if (attention_->reference && terms == Terms::Both)
+        return reference_attention(qkv.q, qkv.k, qkv.v, layer.maps, layer.mix_logit, spec);
     return hybrid_attention(qkv.q, qkv.k, qkv.v, layer.maps, layer.mix_logit, spec).y;
 }
 

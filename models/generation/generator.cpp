@@ -189,7 +189,12 @@ Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) cons
     const DecoderLayer& layer = decoder_.layer(index);
     if (cache.s.defined()) {
         const LinearizedSpec spec = effective_spec(*decoder_.attention(), state.terms_);
-        if (qkv.q.size(2) > 1) return prefill_linearized(layer, qkv, spec, state.position_, cache);
+        if (qkv.q.size(2) > 1) {
+            const Tensor y = prefill_linearized(layer, qkv, spec, state.position_, cache);
+            // A prompt is a whole sequence for the authors' code; what it leaves behind is that of a sliding window.
+            const bool whole = decoder_.attention()->reference && state.position_ == 0;
+            return whole ? decoder_.attend(index, qkv, state.mode_, state.terms_) : y;
+        }
         const Tensor y = attention_output(qkv.q);
         decode_linearized(layer, qkv, spec, positions_of(state.position_, qkv.q), cache, y);
         return y;

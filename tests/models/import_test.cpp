@@ -148,6 +148,11 @@ TEST_F(ImportOfMade, SpellingsAndSoftmaxLayers) {
     EXPECT_FALSE(load().layer(0).linearized);
 }
 
+TEST_F(ImportOfMade, TheAuthorsWindowIsRemembered) {
+    import({write(good())}, {.window = kernels::WindowKind::sliding, .reference = true});
+    EXPECT_TRUE(load().attention()->reference);
+}
+
 TEST_F(ImportOfMade, KeyMapsOfKvHeadsAreSeen) {
     Tensors tensors = good();
     for (auto& [name, tensor] : tensors)
