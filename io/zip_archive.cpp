@@ -14,7 +14,7 @@ constexpr int64_t kEndBytes = 22, kCentralBytes = 46, kLocalBytes = 30;
 constexpr int64_t kWideRecordBytes = 56, kWideEndBytes = kWideRecordBytes + 20;  // ZIP64 end record, and its locator
 constexpr uint32_t kEndSignature = 0x06054b50, kCentralSignature = 0x02014b50, kLocalSignature = 0x04034b50;
 constexpr uint32_t kWideEndSignature = 0x06064b50, kLocatorSignature = 0x07064b50;
-constexpr uint32_t kLarge = 0xFFFFFFFF, kMany = 0xFFFF;     // "see the ZIP64 record"
+constexpr uint32_t kLarge = 0xFFFFFFFF;                     // "see the ZIP64 record"
 constexpr int64_t kMaxDirectory = int64_t{16} << 20;        // bytes; a checkpoint of 126 layers has 0.2 MB
 constexpr uint32_t kSizesFollow = 1 << 3, kUtf8 = 1 << 11;  // flags that torch.save sets
 constexpr size_t kMaxName = 512;

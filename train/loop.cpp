@@ -265,7 +265,10 @@ void TrainLoop::restore(const Checkpoint& checkpoint, const std::string& source)
     optimizer_.set_updates(state.get_int("updates", 0, kMaxCount));
     data_.seek(state.get_int("position", 0, kMaxCount));
     figures_.tokens = state.get_int("tokens", 0, kMaxCount);
-    figures_.first_loss = doubles_from(state.get_array("first_loss")).at(0);
+    const std::vector<double> first_loss = doubles_from(state.get_array("first_loss"));
+    LC_REQUIRE(Checkpoint, first_loss.size() == 1, "{}: key 'loop.first_loss' must hold one number, got {}", source,
+               first_loss.size());
+    figures_.first_loss = first_loss[0];
     figures_.first_layer_losses = doubles_from(state.get_array("first_layer_losses"));
     figures_.best_layer_losses = doubles_from(state.get_array("best_layer_losses"));
     const io::Json& schedules = state.get_array("schedules");

@@ -69,8 +69,8 @@ void RunDirectory::begin(RunContext& context, const io::Json& config, const std:
     int64_t offset = 0;
     if (resumed_) {
         const io::JsonObject state(resumed_->state, resumed_source_);
-        require_same_config(config, state.get("config"), resume_.allow_change, resumed_source_);
-        context.results = state.get("results");
+        require_same_config(config, state.get_object("config").json(), resume_.allow_change, resumed_source_);
+        context.results = state.get_object("results").json();
         context.seconds = state.get_double("seconds", 0, 1e12);
         if (metrics_continue_) offset = state.get_int("metrics_offset", 0, std::numeric_limits<int64_t>::max());
     }

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "io/safetensors.h"
+#include "io/text.h"
 
 namespace lc::models {
 namespace {
@@ -35,7 +36,8 @@ int64_t read_position(const io::Metadata& metadata, const std::string& source, i
     int64_t position = -1;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), position);
     LC_REQUIRE(BadInput, error == std::errc() && end == text.data() + text.size() && position >= 0 && position <= most,
-               "{}: metadata 'position' must be 0 to {}, the number of ids, got '{}'", source, most, text);
+               "{}: metadata 'position' must be 0 to {}, the number of ids, got '{}'", source, most,
+               io::printable(text));
     return position;
 }
 
@@ -66,7 +68,7 @@ std::string load_state(Conversation& conversation, const std::filesystem::path& 
         LC_REQUIRE(BadInput, found != file.metadata().end(), "{}: is no saved conversation (metadata '{}' is missing)",
                    source, key);
         LC_REQUIRE(BadInput, found->second == wanted, "{}: saved with {} '{}', but here it is '{}'", source, key,
-                   found->second, wanted);
+                   io::printable(found->second), wanted);
     }
     const Tensor saved = file.read(kIds);
     LC_REQUIRE(BadInput, saved.dtype() == DType::i32 && saved.rank() == 1, "{}: tensor '{}' must be I32 [N], got {} {}",

@@ -78,6 +78,22 @@ TEST_F(DecoderOnGpu, LogitsAreTheCpus) {
     }
 }
 
+// With a short first block, and with one block only.
+TEST_F(DecoderOnGpu, TheAuthorsWindowIsTheCpus) {
+    const NoGrad no_grad;
+    AttentionSpec spec = spec_of(WindowKind::sliding);
+    spec.reference = true;
+    const Decoder cpu = on_cpu(spec);
+    for (const int64_t length : {int64_t{23}, spec.window_size}) {
+        const Tensor ids = tiny_ids(2, length), expected = cpu.logits(ids, {.mode = AttentionMode::Linearized});
+        for (const auto& [placement, tolerance] : {std::pair(kGpuF32, kF32), std::pair(kGpuBf16, kBf16)})
+            EXPECT_LT(
+                relative_error(copy_to(cpu, placement).logits(ids, {.mode = AttentionMode::Linearized}), expected),
+                tolerance)
+                << length;
+    }
+}
+
 std::vector<Tensor> lora_gradients(Decoder& decoder, const Decoder::ForwardOptions& options) {
     decoder.set_trainable(decoder.lora_parameters());
     const Tensor ids = tiny_ids(2, 23), labels = tiny_ids(1, 46, 40, 6).reshaped({46}).to(decoder.device());
