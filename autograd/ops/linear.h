@@ -4,8 +4,8 @@
 
 namespace lc {
 
-// x [...,In], w [Out,In], b [Out] or undefined, residual [...,Out] or undefined (not beside b) -> y [...,Out]. A frozen w costs no
-// dW product.
+// x [...,In], w [Out,In], b [Out] or undefined, residual [...,Out] or undefined -> y [...,Out]. A frozen w costs no dW
+// product.
 Tensor linear(const Tensor& x, const Tensor& w, const Tensor& b = {}, const Tensor& residual = {});
 
 }  // namespace lc

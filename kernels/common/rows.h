@@ -3,6 +3,7 @@
 #pragma once
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "core/allocator.h"
 #include "kernels/common/grad_write.h"
@@ -134,5 +135,15 @@ class OutRows : public Rows<T> {
     Scratch<T> copy_;
     bool accumulate_ = false;
 };
+
+// db (+)= sum over the rows of dy. Each thread owns some columns and walks all rows in order: the bits do not depend on the number of threads.
+inline void sum_rows(const Rows<const float>& dy, const OutRows<float>& db) {
+    parallel_for(dy.columns, 64, [&](int64_t begin, int64_t end) {
+        std::vector<float> sum(static_cast<size_t>(end - begin));
+        for (int64_t r = 0; r < dy.rows; ++r)
+            for (int64_t o = begin; o < end; ++o) sum[o - begin] += dy(r, o);
+        for (int64_t o = begin; o < end; ++o) db.put(0, o, sum[o - begin]);
+    });
+}
 
 }  // namespace lc::kernels

@@ -7,6 +7,13 @@
 namespace lc::kernels {
 namespace {
 
+void add_to_rows(const float* b, const Rows<float>& y) {
+    parallel_for(y.rows, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+            for (int64_t c = 0; c < y.columns; ++c) y(r, c) += b[c];
+    });
+}
+
 void forward_fast(const LinearForward& args) {
     const InRows<float> x(args.x), w(args.w);
     const OutRows<float> y(args.y);
@@ -15,12 +22,16 @@ void forward_fast(const LinearForward& args) {
             for (int64_t r = begin; r < end; ++r) std::copy_n(row(r), y.columns, y.row(r));
         });
     };
-    if (args.b) {
-        const FlatInput<float> b(args.b);
-        start_rows([&](int64_t) { return b.data(); });
-    } else if (args.residual) {
+    if (args.residual) {
         const InRows<float> residual(args.residual);
         start_rows([&](int64_t r) { return residual.row(r); });
+    }
+    if (args.b) {
+        const FlatInput<float> b(args.b);
+        if (args.residual)
+            add_to_rows(b.data(), y);
+        else
+            start_rows([&](int64_t) { return b.data(); });
     }
     gemm(Gemm<float>{.op_b = Op::Transpose,
                      .m = x.rows,
@@ -34,16 +45,6 @@ void forward_fast(const LinearForward& args) {
                      .c = y.data,
                      .ldc = y.stride});
     y.finish();
-}
-
-// Each thread owns some columns and walks all rows in order: the bits do not depend on the number of threads.
-void sum_rows(const Rows<const float>& dy, const OutRows<float>& db) {
-    parallel_for(dy.columns, 64, [&](int64_t begin, int64_t end) {
-        std::vector<float> sum(static_cast<size_t>(end - begin));
-        for (int64_t r = 0; r < dy.rows; ++r)
-            for (int64_t o = begin; o < end; ++o) sum[o - begin] += dy(r, o);
-        for (int64_t o = begin; o < end; ++o) db.put(0, o, sum[o - begin]);
-    });
 }
 
 void backward_fast(const LinearBackward& args) {
@@ -95,8 +96,8 @@ void linear_forward(const LinearForward& args, Stream stream) {
     check(args.x, args.w, args.y);
     LC_CHECK(!args.b || args.b.shape() == Shape{args.w.size(0)}, "linear: b must be [{}], got {}", args.w.size(0),
              args.b.shape());
-    LC_CHECK(!args.residual || (!args.b && args.residual.shape() == args.y.shape()),
-             "linear: a residual must be {} and stand without a bias, got {}", args.y.shape(), args.residual.shape());
+    LC_CHECK(!args.residual || args.residual.shape() == args.y.shape(), "linear: residual must be {}, got {}",
+             args.y.shape(), args.residual.shape());
     require_alike("linear", {args.x, args.y, args.residual});
     require_wide("linear", args.x, {args.w, args.b});
     if constexpr (cuda::kBuilt)

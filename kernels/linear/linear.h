@@ -9,10 +9,10 @@
 namespace lc::kernels {
 
 struct LinearForward {
-    TensorView x;  // [...,In]   in
-    TensorView w;  // [Out,In]   in
-    TensorView b;  // [Out], or empty   in
-    TensorView residual;  // [...,Out], or empty   in, not beside b
+    TensorView x;         // [...,In]   in
+    TensorView w;         // [Out,In]   in
+    TensorView b;         // [Out], or empty   in
+    TensorView residual;  // [...,Out], or empty   in
     TensorView y;         // [...,Out]  out
 };
 void linear_forward(const LinearForward& args, Stream stream);

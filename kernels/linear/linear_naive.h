@@ -14,7 +14,8 @@ void linear_forward_naive(const LinearForward& args) {
     const auto residual = args.residual ? std::make_optional<InRows<T>>(args.residual) : std::nullopt;
     for (int64_t r = 0; r < y.rows; ++r)
         for (int64_t o = 0; o < y.columns; ++o) {
-            T sum = args.b ? args.b.as<const T, 1>()(o) : residual ? (*residual)(r, o) : T{0};
+            T sum = args.b ? args.b.as<const T, 1>()(o) : T{0};
+            if (residual) sum += (*residual)(r, o);
             for (int64_t i = 0; i < x.columns; ++i) sum += x(r, i) * w(o, i);
             y(r, o) = sum;
         }

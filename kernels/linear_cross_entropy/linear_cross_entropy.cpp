@@ -35,6 +35,7 @@ struct Fast {
     const LinearCrossEntropyForward& args;
     InRows<float> hidden{args.hidden}, weight{args.weight};
     OutRows<float> dhidden{args.dhidden}, dweight{args.dweight};
+    std::optional<FlatInput<float>> bias = args.bias ? std::make_optional<FlatInput<float>>(args.bias) : std::nullopt;
     std::vector<int64_t> labels = read_ids("linear_cross_entropy", args.labels, args.weight.size(0), true);
     std::vector<int64_t> valid{};  // row numbers
     std::vector<double> nll{};     // of every row
@@ -57,17 +58,20 @@ struct Fast {
         if (args.nll) store_gradient(std::vector<float>(nll.begin(), nll.end()), {args.nll});
     }
 
-    // Rows that are ignored, and dweight when no block will write it.
+    // Rows that are ignored, and dweight and dbias when no block will write them.
     void clear_gradients() {
         for (int64_t r = 0; r < hidden.rows && dhidden; ++r)
             if (labels[r] == kIgnoreLabel) std::fill_n(dhidden.row(r), hidden.columns, 0.0f);
         for (int64_t v = 0; v < weight.rows && dweight && valid.empty(); ++v)
             std::fill_n(dweight.row(v), weight.columns, 0.0f);
+        if (valid.empty()) store_gradient(std::vector<float>(static_cast<size_t>(weight.rows)), {args.dbias});
     }
 
     void block(int64_t first, int64_t rows) {
         const int64_t vocabulary = weight.rows, d = hidden.columns;
         for (int64_t r = 0; r < rows; ++r) std::copy_n(hidden.row(valid[first + r]), d, h.data() + r * d);
+        for (int64_t r = 0; r < rows && bias; ++r)
+            std::copy_n(bias->data(), vocabulary, logits.data() + r * vocabulary);
         gemm(Gemm<float>{.op_b = Op::Transpose,
                          .m = rows,
                          .n = vocabulary,
@@ -76,9 +80,10 @@ struct Fast {
                          .lda = d,
                          .b = weight.data,
                          .ldb = weight.stride,
+                         .beta = bias ? 1.0f : 0.0f,
                          .c = logits.data(),
                          .ldc = vocabulary});
-        const bool want_gradient = dhidden || dweight;
+        const bool want_gradient = dhidden || dweight || args.dbias;
         const float scale = 1.0f / static_cast<float>(valid.size());
         parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
@@ -110,6 +115,11 @@ struct Fast {
                              .beta = first > 0 ? 1.0f : 0.0f,
                              .c = dweight.data,
                              .ldc = dweight.stride});
+        if (args.dbias) {
+            const OutRows<float> db(GradSlot{args.dbias, first > 0 ? GradWrite::Accumulate : GradWrite::Overwrite});
+            sum_rows({logits.data(), rows, vocabulary, vocabulary}, db);
+            db.finish();
+        }
     }
 };
 
@@ -124,7 +134,10 @@ void linear_cross_entropy_forward(const LinearCrossEntropyForward& args, Stream 
     LC_CHECK(args.labels.shape() == Shape{args.hidden.size(0)}, "linear_cross_entropy: labels must be [{}], got {}",
              args.hidden.size(0), args.labels.shape());
     require_alike("linear_cross_entropy", {args.hidden, args.dhidden});
-    require_wide("linear_cross_entropy", args.hidden, {args.weight, args.loss, args.nll, args.dweight});
+    LC_CHECK(!args.bias || args.bias.shape() == Shape{args.weight.size(0)},
+             "linear_cross_entropy: bias must be [{}], got {}", args.weight.size(0), args.bias.shape());
+    require_wide("linear_cross_entropy", args.hidden,
+                 {args.weight, args.bias, args.loss, args.nll, args.dweight, args.dbias});
     if constexpr (cuda::kBuilt)
         if (on_cuda("linear_cross_entropy", args.hidden)) {
             LC_CHECK(args.labels.device == args.hidden.device &&
@@ -142,7 +155,7 @@ void linear_cross_entropy_backward(const LinearCrossEntropyBackward& args, Strea
     const ProfileZone zone("linear_cross_entropy backward");
     if constexpr (cuda::kBuilt)
         if (on_cuda("linear_cross_entropy", args.dloss)) return linear_cross_entropy_backward_cuda(args, stream);
-    on_cpu("linear_cross_entropy", {args.dloss, args.unit_dhidden, args.unit_dweight},
+    on_cpu("linear_cross_entropy", {args.dloss, args.unit_dhidden, args.unit_dweight, args.unit_dbias},
            [&](auto type) { linear_cross_entropy_backward_naive<typename decltype(type)::type>(args); });
 }
 

@@ -2,9 +2,9 @@
 //
 // MATHS    linear_cross_entropy.h.
 // TILING   chunks of up to 1024 rows, fewer where their logits would exceed 0.55 GB:
-//            logits [rows,V] = hidden W^T            cuBLASLt, f32 out
+//            logits [rows,V] = hidden W^T + b        cuBLASLt, f32 out; the bias is its epilogue
 //            one block a row: online maximum and sum, nll, then dlogits over the logits where they lie
-//            dhidden [rows,D] = dlogits W            dW (+)= dlogits^T hidden          cuBLASLt
+//            dhidden [rows,D] = dlogits W            dW (+)= dlogits^T hidden          cuBLASLt; db (+)= column_sum of dlogits
 //          bf16 dlogits fill the first half of a row's f32 logits: a step reads 4096 logits, waits for all threads, and writes
 //          the 4096 gradients onto logits that this step or an earlier one has read.
 //          Before: one block counts the valid rows. After: one block adds the nll in a fixed order. The host waits for nothing.
@@ -17,6 +17,7 @@
 // LADDER   1 this.
 // SOURCE   online maximum and sum: arXiv 1805.02867.
 #include "core/cuda/runtime.h"
+#include "kernels/common/cuda/column_sum.h"
 #include "kernels/common/cuda/gemm.h"
 #include "kernels/common/cuda/operand.cuh"
 #include "kernels/common/cuda/pack.cuh"
@@ -146,6 +147,8 @@ struct Run {
     Stream stream;
     DType dtype = args.hidden.dtype;
     DeviceRows hidden{args.hidden, dtype}, weight{args.weight, dtype};
+    std::optional<DeviceRows> bias =
+        args.bias ? std::make_optional<DeviceRows>(args.bias, DType::f32) : std::nullopt;  // logits are f32
     DeviceOutRows dhidden{args.dhidden}, dweight{args.dweight};
     int64_t vocabulary = weight.rows, width = weight.columns;
     int64_t stride = ceil_div(vocabulary, kPerThread) * kPerThread;
@@ -168,6 +171,7 @@ struct Run {
         if (stride > vocabulary)  // whole packs are loaded: a row's padding is read, though not used
             LC_CUDA(cudaMemsetAsync(logits.data(), 0, static_cast<size_t>(step * stride) * sizeof(float), queue));
         for (int64_t first = 0; first < hidden.rows; first += step) chunk(first, std::min(step, hidden.rows - first));
+        if (args.dbias && hidden.rows == 0) cuda::fill(args.dbias, 0, stream);
         if (dweight && hidden.rows == 0)
             cuda::fill(args.dweight, 0, stream);
         else
@@ -196,12 +200,13 @@ struct Run {
               .c = logits.data(),
               .ldc = stride,
               .dtype = dtype,
-              .c_dtype = DType::f32},
+              .c_dtype = DType::f32,
+              .bias = bias ? bias->data : nullptr},
              stream);
         const RowArgs row_args{logits.data(),        vocabulary,   stride,    first,
                                Operand(args.labels), scale.data(), nll.data()};
         dispatch_cuda(dtype, "linear_cross_entropy", [&](auto type) {
-            dispatch_bool(dhidden || dweight, [&](auto gradient) {
+            dispatch_bool(dhidden || dweight || args.dbias, [&](auto gradient) {
                 row_kernel<typename decltype(type)::type, gradient()>
                     <<<grid_x(rows), kThreads, 0, cuda::handle_of(stream)>>>(row_args);
             });
@@ -236,6 +241,13 @@ struct Run {
                   .dtype = dtype,
                   .c_dtype = dweight.dtype},
                  stream);
+        if (args.dbias) {
+            TensorView dlogits{reinterpret_cast<std::byte*>(logits.data()),
+                               Layout{.shape = {rows, vocabulary}, .strides = {gradient_stride, 1}, .offset = 0}, dtype,
+                               args.hidden.device};
+            column_sum_cuda(DeviceRows(dlogits, dtype),
+                            {args.dbias, first > 0 ? GradWrite::Accumulate : GradWrite::Overwrite}, stream);
+        }
     }
 };
 
@@ -255,6 +267,7 @@ void linear_cross_entropy_backward_cuda(const LinearCrossEntropyBackward& args, 
     };
     scaled(args.unit_dhidden, args.dhidden);
     scaled(args.unit_dweight, args.dweight);
+    scaled(args.unit_dbias, args.dbias);
 }
 
 }  // namespace lc::kernels

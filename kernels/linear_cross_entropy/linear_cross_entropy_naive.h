@@ -18,11 +18,12 @@ void linear_cross_entropy_forward_naive(const LinearCrossEntropyForward& args) {
     const int64_t d = hidden.columns, vocabulary = weight.rows;
     std::vector<T> logits(static_cast<size_t>(vocabulary)), dh(static_cast<size_t>(hidden.rows * d));
     std::vector<T> dw(static_cast<size_t>(args.dweight ? vocabulary * d : 0)), nll(labels.size());
+    std::vector<T> db(static_cast<size_t>(vocabulary));
     double total = 0;
     for (int64_t i = 0; i < hidden.rows; ++i) {
         if (labels[i] == kIgnoreLabel) continue;
         for (int64_t v = 0; v < vocabulary; ++v) {
-            logits[v] = 0;
+            logits[v] = args.bias ? args.bias.as<const T, 1>()(v) : T{0};
             for (int64_t c = 0; c < d; ++c) logits[v] += hidden(i, c) * weight(v, c);
         }
         const T high = *std::max_element(logits.begin(), logits.end());
@@ -30,16 +31,18 @@ void linear_cross_entropy_forward_naive(const LinearCrossEntropyForward& args) {
         for (const T logit : logits) sum += std::exp(logit - high);
         nll[i] = std::log(sum) + high - logits[labels[i]];
         total += static_cast<double>(nll[i]);
-        for (int64_t v = 0; v < vocabulary && (args.dhidden || args.dweight); ++v) {
+        for (int64_t v = 0; v < vocabulary && (args.dhidden || args.dweight || args.dbias); ++v) {
             const T dlogit = (std::exp(logits[v] - high) / sum - (v == labels[i] ? T{1} : T{0})) / n;
             for (int64_t c = 0; c < d; ++c) dh[i * d + c] += dlogit * weight(v, c);
             for (int64_t c = 0; c < d && args.dweight; ++c) dw[v * d + c] += dlogit * hidden(i, c);
+            db[v] += dlogit;
         }
     }
     if (args.loss) *args.loss.data<T>() = n > 0 ? static_cast<T>(total / static_cast<double>(n)) : T{0};
     if (args.nll) store_gradient(nll, {args.nll});
     if (args.dhidden) store_gradient(dh, {args.dhidden});
     if (args.dweight) store_gradient(dw, {args.dweight});
+    if (args.dbias) store_gradient(db, {args.dbias});
 }
 
 template <class T>
@@ -48,6 +51,7 @@ void linear_cross_entropy_backward_naive(const LinearCrossEntropyBackward& args)
     const auto scale = [dloss](const T& unit) { return dloss * unit; };
     write_gradient<T, 1>(args.dhidden, {args.unit_dhidden}, scale);
     write_gradient<T, 1>(args.dweight, {args.unit_dweight}, scale);
+    write_gradient<T, 1>(args.dbias, {args.unit_dbias}, scale);
 }
 
 }  // namespace lc::kernels

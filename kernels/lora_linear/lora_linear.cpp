@@ -59,14 +59,18 @@ void forward_fast(const LoraLinearForward& args) {
     const InRows<float> x(args.x), w(args.w), a(args.a), b(args.b);
     const OutRows<float> y(args.y), p(args.p);
     times_transposed(1, x, a, 0, p);
-    times_transposed(1, x, w, 0, y);
+    if (args.bias) {
+        const FlatInput<float> bias(args.bias);
+        for (int64_t r = 0; r < y.rows; ++r) std::copy_n(bias.data(), y.columns, y.row(r));
+    }
+    times_transposed(1, x, w, args.bias ? 1.0f : 0.0f, y);
     times_transposed(static_cast<float>(args.s), {p.data, p.rows, p.columns, p.stride}, b, 1, y);
     y.finish(), p.finish();
 }
 
 void backward_fast(const LoraLinearBackward& args) {
     const InRows<float> dy(args.dy);
-    const OutRows<float> dx(args.dx), dw(args.dw), da(args.da), db(args.db);
+    const OutRows<float> dx(args.dx), dw(args.dw), da(args.da), db(args.db), dbias(args.dbias);
     const float s = static_cast<float>(args.s);
     const int64_t rank = args.a.size(0);
     if (dx || da) {
@@ -80,7 +84,8 @@ void backward_fast(const LoraLinearBackward& args) {
     }
     if (dw) transposed_times(1, dy, InRows<float>(args.x), dw.beta(), dw);
     if (db) transposed_times(s, dy, InRows<float>(args.p), db.beta(), db);
-    dx.finish(), dw.finish(), da.finish(), db.finish();
+    if (dbias) sum_rows(dy, dbias);
+    dx.finish(), dw.finish(), da.finish(), db.finish(), dbias.finish();
 }
 
 void check(const TensorView& x, const TensorView& w, const TensorView& a, const TensorView& b, const TensorView& p,
@@ -101,6 +106,9 @@ void check(const TensorView& x, const TensorView& w, const TensorView& a, const 
 void lora_linear_forward(const LoraLinearForward& args, Stream stream) {
     const ProfileZone zone("lora_linear");
     check(args.x, args.w, args.a, args.b, args.p, args.y);
+    LC_CHECK(!args.bias || args.bias.shape() == Shape{args.w.size(0)}, "lora_linear: bias must be [{}], got {}",
+             args.w.size(0), args.bias.shape());
+    require_wide("lora_linear", args.x, {args.bias});
     if constexpr (cuda::kBuilt)
         if (on_cuda("lora_linear", args.x)) return lora_linear_forward_cuda(args, stream);
     if (use_fast_cpu(args.x.dtype)) return forward_fast(args);
@@ -111,7 +119,7 @@ void lora_linear_forward(const LoraLinearForward& args, Stream stream) {
 void lora_linear_backward(const LoraLinearBackward& args, Stream stream) {
     const ProfileZone zone("lora_linear backward");
     check(args.x, args.w, args.a, args.b, args.p, args.dy);
-    require_wide("lora_linear", args.x, {args.dx.view, args.dw.view, args.da.view, args.db.view});
+    require_wide("lora_linear", args.x, {args.dx.view, args.dw.view, args.da.view, args.db.view, args.dbias.view});
     if constexpr (cuda::kBuilt)
         if (on_cuda("lora_linear", args.x)) return lora_linear_backward_cuda(args, stream);
     if (use_fast_cpu(args.x.dtype)) return backward_fast(args);

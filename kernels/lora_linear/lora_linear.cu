@@ -1,7 +1,8 @@
 // Low-rank adapted linear layers on the GPU: cuBLASLt products.
 //
 // MATHS    lora_linear.h.
-// TILING   cuBLASLt's. The low-rank term is a second product on top of the first (beta = 1).
+// TILING   cuBLASLt's. The low-rank term is a second product on top of the first (beta = 1), the bias the first one's epilogue.
+//          dbias is column_sum.
 // COST     2 rows (In Out + R (In + Out)) FLOPs forward; a gradient that nobody wants costs nothing: a frozen W has no dW product.
 //          Adding the low-rank term reads and writes y (and dx) once more.
 // NUMERICS f32 accumulation; TF32 is off for f32. Beside bf16 activations f32 A, B (and W) are rounded to bf16 as operands, p and
@@ -12,6 +13,7 @@
 //          pass over y that it saves.
 // SOURCE   arXiv 2106.09685.
 #include "core/cuda/runtime.h"
+#include "kernels/common/cuda/column_sum.h"
 #include "kernels/common/cuda/gemm.h"
 #include "kernels/common/cuda/rows.h"
 #include "kernels/lora_linear/lora_linear.h"
@@ -29,9 +31,9 @@ struct Matrix {
     Matrix(const DeviceOutRows& x) : data(x.data), rows(x.rows), columns(x.columns), stride(x.stride), dtype(x.dtype) {}
 };
 
-// c = alpha op(a) op(b) + beta c
+// c = alpha op(a) op(b) + beta c, and `bias`, if there is one, in every row
 void product(Op op_a, Op op_b, double alpha, const Matrix& a, const Matrix& b, float beta, const Matrix& c,
-             Stream stream) {
+             Stream stream, const void* bias = nullptr) {
     gemm({.op_a = op_a,
           .op_b = op_b,
           .m = c.rows,
@@ -46,7 +48,8 @@ void product(Op op_a, Op op_b, double alpha, const Matrix& a, const Matrix& b, f
           .c = const_cast<void*>(c.data),
           .ldc = c.stride,
           .dtype = a.dtype,
-          .c_dtype = c.dtype},
+          .c_dtype = c.dtype,
+          .bias = bias},
          stream);
 }
 
@@ -59,7 +62,8 @@ void lora_linear_forward_cuda(const LoraLinearForward& args, Stream stream) {
     const DeviceRows x(args.x, dtype), w(args.w, dtype), a(args.a, dtype), b(args.b, dtype);
     const DeviceOutRows y(args.y), p(args.p);
     product(kNone, kTransposed, 1, x, a, 0, p, stream);
-    product(kNone, kTransposed, 1, x, w, 0, y, stream);
+    const std::optional<DeviceRows> bias = args.bias ? std::make_optional<DeviceRows>(args.bias, dtype) : std::nullopt;
+    product(kNone, kTransposed, 1, x, w, 0, y, stream, bias ? bias->data : nullptr);
     product(kNone, kTransposed, args.s, p, b, 1, y, stream);
     y.finish(), p.finish();
 }
@@ -68,7 +72,7 @@ void lora_linear_backward_cuda(const LoraLinearBackward& args, Stream stream) {
     const DType dtype = args.dy.dtype;
     const DeviceRows dy(args.dy, dtype);
     if (dy.rows == 0) {  // sums over nothing
-        for (const GradSlot& slot : {args.dw, args.da, args.db})
+        for (const GradSlot& slot : {args.dw, args.da, args.db, args.dbias})
             if (slot && !slot.accumulate()) cuda::fill(slot.view, 0, stream);
         return;
     }
@@ -86,6 +90,7 @@ void lora_linear_backward_cuda(const LoraLinearBackward& args, Stream stream) {
     }
     if (dw) product(kTransposed, kNone, 1, dy, DeviceRows(args.x, dtype), dw.beta, dw, stream);
     if (db) product(kTransposed, kNone, args.s, dy, DeviceRows(args.p, dtype), db.beta, db, stream);
+    column_sum_cuda(dy, args.dbias, stream);
     dx.finish(), dw.finish(), da.finish(), db.finish();
 }
 

@@ -19,7 +19,7 @@ void lora_linear_forward_naive(const LoraLinearForward& args) {
             T base = 0, update = 0;
             for (int64_t i = 0; i < x.columns; ++i) base += x(r, i) * w(o, i);
             for (int64_t j = 0; j < a.rows; ++j) update += p(r, j) * b(o, j);
-            y(r, o) = base + static_cast<T>(args.s) * update;
+            y(r, o) = base + static_cast<T>(args.s) * update + (args.bias ? args.bias.as<const T, 1>()(o) : T{0});
         }
     }
     y.finish(), p.finish();
@@ -28,7 +28,7 @@ void lora_linear_forward_naive(const LoraLinearForward& args) {
 template <class T>
 void lora_linear_backward_naive(const LoraLinearBackward& args) {
     const InRows<T> x(args.x), w(args.w), a(args.a), b(args.b), p(args.p), dy(args.dy);
-    const OutRows<T> dx(args.dx), dw(args.dw), da(args.da), db(args.db);
+    const OutRows<T> dx(args.dx), dw(args.dw), da(args.da), db(args.db), dbias(args.dbias);
     const T s = static_cast<T>(args.s);
     const int64_t rank = a.rows;
     std::vector<T> q(static_cast<size_t>(x.rows * rank));
@@ -61,7 +61,12 @@ void lora_linear_backward_naive(const LoraLinearBackward& args) {
             for (int64_t r = 0; r < x.rows; ++r) sum += dy(r, o) * p(r, j);
             db.put(o, j, s * sum);
         }
-    dx.finish(), dw.finish(), da.finish(), db.finish();
+    for (int64_t o = 0; o < w.rows && dbias; ++o) {
+        T sum = 0;
+        for (int64_t r = 0; r < dy.rows; ++r) sum += dy(r, o);
+        dbias.put(0, o, sum);
+    }
+    dx.finish(), dw.finish(), da.finish(), db.finish(), dbias.finish();
 }
 
 }  // namespace lc::kernels

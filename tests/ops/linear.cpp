@@ -38,13 +38,17 @@ LC_OP_CASES(linear) {
     add(make("no_bias", {3, 19, 33}, 31, false));
     add(make("tall", {130, 16}, 24, true));
     add(make("no_rows", {0, 4}, 3, true));
-    for (const auto& [variant, x, out] : {std::tuple<const char*, Shape, int64_t>{"residual", {2, 5, 7}, 9},
-                                          {"residual_tall", {130, 16}, 24}}) {
+    for (const auto& [variant, x, out] :
+         {std::tuple<const char*, Shape, int64_t>{"residual", {2, 5, 7}, 9}, {"residual_tall", {130, 16}, 24}}) {
         OpCase c = make(variant, x, out, false);
         Shape y = x;
         y[-1] = out;
         c.inputs.push_back({"residual", y});
         c.run = [](const Tensors& in) -> Tensors { return {linear(in[0], in[1], {}, in[2])}; };
+        add(c);
+        c.variant = std::string("bias_") + variant;
+        c.inputs.push_back({"b", {out}});
+        c.run = [](const Tensors& in) -> Tensors { return {linear(in[0], in[1], in[3], in[2])}; };
         add(c);
     }
     for (const auto& [variant, rows, in, out] : {std::tuple{"2048x512x512", 2048, 512, 512},

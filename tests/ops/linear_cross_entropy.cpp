@@ -19,6 +19,13 @@ OpCase make(std::string variant, int64_t n, int64_t d, int64_t vocabulary, Fill 
     return c;
 }
 
+OpCase with_bias(OpCase c, int64_t vocabulary) {
+    c.variant += "_bias";
+    c.inputs.push_back({.name = "bias", .shape = {vocabulary}, .scale = 0.4});
+    c.run = [](const Tensors& in) -> Tensors { return {linear_cross_entropy(in[0], in[1], in[2], in[3])}; };
+    return c;
+}
+
 OpCase as_token_nll(OpCase c) {
     c.op = "token_nll";
     c.run = [](const Tensors& in) -> Tensors { return {token_nll(in[0], in[1], in[2])}; };
@@ -52,6 +59,15 @@ LC_OP_CASES(linear_cross_entropy) {
           make("no_rows", 0, 4, 3, Fill::Labels, DType::i64)}) {
         if (c.variant != "no_rows") add(c);
         add(as_token_nll(c));
+    }
+    for (const auto& [c, vocabulary] : {std::pair{make("odd", 7, 5, 11, Fill::Labels, DType::i64), 11},
+                                        {make("long_rows", 5, 16, 4100, Fill::Labels, DType::i32), 4100},
+                                        {make("two_blocks", 290, 3, 6, Fill::Labels, DType::i64), 6}}) {
+        const OpCase biased = with_bias(c, vocabulary);
+        add(biased);
+        OpCase nll = as_token_nll(biased);
+        nll.run = [](const Tensors& in) -> Tensors { return {token_nll(in[0], in[1], in[2], in[3])}; };
+        add(nll);
     }
     // Labels are -100 at every third position: with one row at position 2 alone nothing is valid.
     OpCase none = make("all_ignored", 3, 4, 5, Fill::Labels, DType::i64);

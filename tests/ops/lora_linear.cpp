@@ -34,6 +34,10 @@ LC_OP_CASES(lora_linear) {
     add(make("rank8", {3, 19, 33}, 31, 8, 0.5));
     add(make("rank8_real_widths", {37, 128}, 192, 8, 2.0));
     add(make("zero_scale", {4, 6}, 5, 2, 0.0));
+    OpCase biased = make("bias", {3, 19, 33}, 31, 8, 0.5);
+    biased.inputs.push_back({"bias", {31}});
+    biased.run = [](const Tensors& in) -> Tensors { return {lora_linear(in[0], in[1], in[2], in[3], 0.5, in[4])}; };
+    add(biased);
     using namespace llama8b;
     const auto add_bench = [](std::string variant, int64_t rows, int64_t in, int64_t out, Bench bench) {
         OpCase c = make(std::move(variant), {rows, in}, out, kLoraRank, 2.0);

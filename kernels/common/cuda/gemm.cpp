@@ -151,7 +151,6 @@ void gemm(const CudaGemm& g, Stream stream) {
     if (g.m == 0 || g.n == 0 || g.batch == 0) return;
     if (g.k == 0 && !g.bias) return scale_by_beta(g, stream);
     LC_CHECK(g.k > 0, "gemm: a product over nothing with a bias is not supported");
-    LC_CHECK(!g.bias || g.beta == 0, "gemm: a bias and beta = {} exclude each other", g.beta);
     LC_CHECK(!g.addend || g.batch == 1, "gemm: an addend in a batch of {}", g.batch);
     if (clears_results() && g.beta == 0) clear_result(g, stream);
     const ProfileZone zone("gemm", 2.0 * static_cast<double>(g.m * g.n) * static_cast<double>(g.k * g.batch));

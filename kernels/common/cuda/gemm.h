@@ -25,7 +25,7 @@ struct CudaGemm {
     int64_t ldc = 0;
     DType dtype = DType::f32;    // of A and B
     DType c_dtype = DType::f32;  // of C
-    const void* bias = nullptr;  // [N], dtype of C: added to every row of C (beta must be 0)
+    const void* bias = nullptr;  // [N], dtype of C: added to every row of C
     const void* addend = nullptr;  // [M,N], dtype of C: read in C's place where beta counts, so that C = ... + beta * addend
     int64_t ld_addend = 0;
     int64_t batch = 1, stride_a = 0, stride_b = 0, stride_c = 0;
