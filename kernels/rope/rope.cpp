@@ -11,13 +11,15 @@ bool row_is_contiguous(const TensorView& view) {
 }
 
 template <bool kAccumulate>
-void rotate_row(const float* x, const float* cos, const float* sin, float direction, int64_t half, float* out) {
+void rotate_row(const float* x, const float* cos, const float* sin, float direction, int64_t half, int64_t size,
+                float* out) {
     for (int64_t i = 0; i < half; ++i) {
         const float s = direction * sin[i];
         const float low = x[i] * cos[i] - x[i + half] * s, high = x[i + half] * cos[i] + x[i] * s;
         out[i] = kAccumulate ? out[i] + low : low;
         out[i + half] = kAccumulate ? out[i + half] + high : high;
     }
+    for (int64_t i = 2 * half; i < size; ++i) out[i] = kAccumulate ? out[i] + x[i] : x[i];
 }
 
 // Parallel over (b, t), heads innermost: [B,T,H,D] storage is walked in order and a table row is read once a position.
@@ -26,17 +28,17 @@ void rotate_fast(const TensorView& x_view, const TensorView& cos_view, const Ten
     const auto x = x_view.as<const float, 4>();
     const auto cos = cos_view.as<const float, 2>(), sin = sin_view.as<const float, 2>();
     const auto out = slot.view.as<float, 4>();
-    const int64_t heads = x.size(1), length = x.size(2), half = x.size(3) / 2;
-    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(heads * half * 2, 1));
+    const int64_t heads = x.size(1), length = x.size(2), half = cos.size(1), size = x.size(3);
+    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(heads * size, 1));
     parallel_for(x.size(0) * length, grain, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t b = item / length, t = item % length, row = first_row(positions, first, b) + t;
             const float *c = &cos(row, 0), *s = &sin(row, 0);
             for (int64_t h = 0; h < heads; ++h) {
                 if (slot.accumulate())
-                    rotate_row<true>(&x(b, h, t, 0), c, s, direction, half, &out(b, h, t, 0));
+                    rotate_row<true>(&x(b, h, t, 0), c, s, direction, half, size, &out(b, h, t, 0));
                 else
-                    rotate_row<false>(&x(b, h, t, 0), c, s, direction, half, &out(b, h, t, 0));
+                    rotate_row<false>(&x(b, h, t, 0), c, s, direction, half, size, &out(b, h, t, 0));
             }
         }
     });
@@ -45,8 +47,8 @@ void rotate_fast(const TensorView& x_view, const TensorView& cos_view, const Ten
 void check(const TensorView& x, const TensorView& cos, const TensorView& sin, const TensorView& y, int64_t first,
            const TensorView& positions) {
     LC_CHECK(x.rank() == 4 && x.size(3) % 2 == 0, "rope: x must be [B,H,T,D] with even D, got {}", x.shape());
-    LC_CHECK(cos.rank() == 2 && cos.shape() == sin.shape() && cos.size(1) == x.size(3) / 2,
-             "rope: cos and sin must be [P,{}], got {} and {}", x.size(3) / 2, cos.shape(), sin.shape());
+    LC_CHECK(cos.rank() == 2 && cos.shape() == sin.shape() && cos.size(1) >= 1 && cos.size(1) <= x.size(3) / 2,
+             "rope: cos and sin must be [P,R/2] with R at most {}, got {} and {}", x.size(3), cos.shape(), sin.shape());
     LC_CHECK(!positions || (positions.dtype == DType::i64 && positions.shape() == Shape{x.size(0)} &&
                             positions.device == x.device && positions.layout.is_contiguous()),
              "rope: positions must be [{}] of i64 beside x, dense, got {} of {}", x.size(0), positions.shape(),

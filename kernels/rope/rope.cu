@@ -7,7 +7,7 @@
 //
 //            warp, D = 128    8 runs x 4 heads: 128 bytes of each half of heads h .. h+3, then of h + H/4 .. h + H/4 + 3, ...
 //
-//          Rows that are no whole runs, or tables in another dtype than f32: elementwise.cuh over [B,H,T,D/2], where sequences
+//          Columns behind the tables' are copied: elementwise.cuh. Rows that are no whole runs, or tables in another dtype than f32: elementwise.cuh over [B,H,T,D/2], where sequences
 //          with positions of their own first get their rows of the tables gathered.
 // COST     8 bytes an element in f32, 4 in bf16; the tables stay in L2, and what a thread reads of them is half of what it reads of x.
 // NUMERICS f32, rounded once. The tables are f32 beside bf16 activations: a bf16 angle is off by up to 2^-9 of a turn's cosine.
@@ -127,10 +127,8 @@ bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& 
     return true;
 }
 
-TensorView half_of(TensorView view, int which) {
-    if (!view) return view;
-    const int64_t half = view.size(3) / 2;
-    view.layout = view.layout.slice(3, which * half, half);
+TensorView columns_of(TensorView view, int64_t first, int64_t count) {
+    if (view) view.layout = view.layout.slice(3, first, count);
     return view;
 }
 
@@ -162,13 +160,19 @@ class GatheredTable {
     TensorView view_;
 };
 
-void rotate(const TensorView& x, TensorView cos, TensorView sin, int64_t first, const TensorView& positions,
-            float direction, const GradSlot& out, Stream stream) {
+void rotate(TensorView x, TensorView cos, TensorView sin, int64_t first, const TensorView& positions, float direction,
+            GradSlot out, Stream stream) {
     if (x.numel() == 0) return;
+    const int64_t half = cos.size(1), rest = x.size(3) - 2 * half;
+    if (rest > 0) {
+        elementwise<1, 1>("rope", Identity{}, {columns_of(x, 2 * half, rest)},
+                          {{{columns_of(out.view, 2 * half, rest), out.mode}}}, stream);
+        x = columns_of(x, 0, 2 * half), out.view = columns_of(out.view, 0, 2 * half);
+    }
     if (!positions)
         for (TensorView* table : {&cos, &sin}) table->layout = table->layout.slice(0, first, x.size(2));
     if (rotate_heads(x, cos, sin, positions, direction, out, stream)) return;
-    const TensorView low = half_of(x, 0), high = half_of(x, 1);
+    const TensorView low = columns_of(x, 0, half), high = columns_of(x, half, half);
     std::optional<GatheredTable> gathered[2];
     if (positions) {
         cos = gathered[0].emplace(cos, positions, x.size(2), stream).view();
@@ -176,7 +180,8 @@ void rotate(const TensorView& x, TensorView cos, TensorView sin, int64_t first, 
     }
     for (TensorView* table : {&cos, &sin}) table->layout = table->layout.expand(low.shape());
     elementwise<4, 2>("rope", Rotation{direction}, {low, high, cos, sin},
-                      {{{half_of(out.view, 0), out.mode}, {half_of(out.view, 1), out.mode}}}, stream);
+                      {{{columns_of(out.view, 0, half), out.mode}, {columns_of(out.view, half, half), out.mode}}},
+                      stream);
 }
 
 }  // namespace

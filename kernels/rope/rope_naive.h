@@ -11,14 +11,14 @@ inline int64_t first_row(const TensorView& positions, int64_t first, int64_t b) 
     return positions ? std::max<int64_t>(0, positions.as<const int64_t, 1>()(b)) : first;
 }
 
-// out = x rotated by direction * a, over it or on top of it.
+// out = the first columns of x rotated by direction * a and the others as they are, over it or on top of it.
 template <class T>
 void rope_rotate_naive(const TensorView& x_view, const TensorView& cos_view, const TensorView& sin_view, int64_t first,
                        const TensorView& positions, T direction, const GradSlot& slot) {
     const auto x = x_view.as<const T, 4>();
     const auto cos = cos_view.as<const T, 2>(), sin = sin_view.as<const T, 2>();
     const auto out = slot.view.as<T, 4>();
-    const int64_t half = x.size(3) / 2;
+    const int64_t half = cos.size(1);
     const auto put = [&](T& target, T value) { target = slot.accumulate() ? target + value : value; };
     for (int64_t b = 0; b < x.size(0); ++b)
         for (int64_t h = 0; h < x.size(1); ++h)
@@ -30,6 +30,10 @@ void rope_rotate_naive(const TensorView& x_view, const TensorView& cos_view, con
                     put(out(b, h, t, i), low * c - high * s);
                     put(out(b, h, t, i + half), high * c + low * s);
                 }
+    for (int64_t b = 0; b < x.size(0); ++b)
+        for (int64_t h = 0; h < x.size(1); ++h)
+            for (int64_t t = 0; t < x.size(2); ++t)
+                for (int64_t i = 2 * half; i < x.size(3); ++i) put(out(b, h, t, i), x(b, h, t, i));
 }
 
 template <class T>
