@@ -23,6 +23,13 @@ void check(const SoftmaxAttentionForward& a) {
              a.q.size(3));
     require_alike("softmax_attention", {a.q, a.k, a.v, a.y});
     require_wide("softmax_attention", a.q, {a.lse});
+    LC_CHECK(a.window >= 0, "softmax_attention: window must be at least 1, or 0 for none, got {}", a.window);
+}
+
+// A window that reaches back to the first key hides none.
+SoftmaxAttentionForward without_idle_window(SoftmaxAttentionForward a) {
+    if (a.window >= a.k.size(2)) a.window = 0;
+    return a;
 }
 
 bool fast_applies(const SoftmaxAttentionForward& a) {
@@ -32,9 +39,9 @@ bool fast_applies(const SoftmaxAttentionForward& a) {
     return fits;
 }
 
-// The tensor-core form takes bf16 heads of 64 or 128 in aligned rows.
+// The tensor-core form takes bf16 heads of 64 or 128 in aligned rows, and no window.
 bool mma_applies(const SoftmaxAttentionForward& a, std::initializer_list<TensorView> more) {
-    bool fits = a.q.dtype == DType::bf16 && (a.q.size(3) == 64 || a.q.size(3) == 128);
+    bool fits = a.window == 0 && a.q.dtype == DType::bf16 && (a.q.size(3) == 64 || a.q.size(3) == 128);
     for (const TensorView& view : {a.q, a.k, a.v}) fits = fits && has_dense_rows(view);
     for (const TensorView& view : more) fits = fits && has_dense_rows(view);
     if (!fits) profile_count("fallback softmax_attention");
@@ -43,8 +50,12 @@ bool mma_applies(const SoftmaxAttentionForward& a, std::initializer_list<TensorV
 
 // Two products of a query with each key it sees.
 double forward_flops(const SoftmaxAttentionForward& a) {
-    const double t = static_cast<double>(a.q.size(2)), cached = static_cast<double>(a.k.size(2)) - t;
-    return 4.0 * a.q.size(0) * a.q.size(1) * a.q.size(3) * (t * cached + t * (t + 1) / 2);
+    const auto triangle = [](int64_t n) {
+        return n > 0 ? static_cast<double>(n) * static_cast<double>(n + 1) / 2 : 0.0;
+    };
+    const int64_t keys = a.k.size(2), cached = keys - a.q.size(2), hidden = a.window > 0 ? a.window : keys;
+    const double pairs = triangle(keys) - triangle(cached) - (triangle(keys - hidden) - triangle(cached - hidden));
+    return 4.0 * a.q.size(0) * a.q.size(1) * a.q.size(3) * pairs;
 }
 
 double input_bytes(const SoftmaxAttentionForward& a) {
@@ -53,8 +64,9 @@ double input_bytes(const SoftmaxAttentionForward& a) {
 
 }  // namespace
 
-void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream stream) {
-    check(args);
+void softmax_attention_forward(const SoftmaxAttentionForward& given, Stream stream) {
+    check(given);
+    const SoftmaxAttentionForward args = without_idle_window(given);
     const ProfileZone zone("softmax_attention_forward", forward_flops(args), input_bytes(args));
     if constexpr (cuda::kBuilt)
         if (on_cuda("softmax_attention", args.q)) {
@@ -67,8 +79,10 @@ void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream strea
                      [&](auto type) { softmax_attention_forward_naive<typename decltype(type)::type>(args); });
 }
 
-void softmax_attention_backward(const SoftmaxAttentionBackward& args, Stream stream) {
-    check(args.forward);
+void softmax_attention_backward(const SoftmaxAttentionBackward& given, Stream stream) {
+    check(given.forward);
+    SoftmaxAttentionBackward args = given;
+    args.forward = without_idle_window(given.forward);
     LC_CHECK(args.forward.lse && args.dy.shape() == args.forward.q.shape(),
              "softmax_attention: the backward needs lse and dy of shape {}, got dy {}", args.forward.q.shape(),
              args.dy.shape());

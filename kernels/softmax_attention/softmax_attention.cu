@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
 #pragma unroll
     for (int i = 0; i < kMicro; ++i) high[i] = -INFINITY;
     const int64_t limit = s.visible(min(q0 + kTile, s.t) - 1);
-    for (int64_t k0 = 0; k0 < limit; k0 += kTile) {
+    for (int64_t k0 = s.first_visible(q0) / kTile * kTile; k0 < limit; k0 += kTile) {
         load_tile<Tr>(args.k, b, hk, k0, s.keys, s.d, kv);
         __syncthreads();
         float score[kMicro][kMicro];
@@ -148,20 +148,22 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
 #pragma unroll
         for (int i = 0; i < kMicro; ++i) {
             const int row = lane_row() * kMicro + i;
-            const int64_t seen = s.visible(q0 + row) - k0;  // at least one in the first tile: the maximum is finite
+            const int64_t hidden = s.first_visible(q0 + row) - k0, seen = s.visible(q0 + row) - k0;
             float top = high[i];
 #pragma unroll
             for (int j = 0; j < kMicro; ++j) {
-                score[i][j] = lane_column() + 16 * j < seen ? score[i][j] * s.scale : -INFINITY;
+                const int column = lane_column() + 16 * j;
+                score[i][j] = column >= hidden && column < seen ? score[i][j] * s.scale : -INFINITY;
                 top = fmaxf(top, score[i][j]);
             }
             top = warp_max<16>(top);
-            const float shrink = expf(high[i] - top);
+            const float from = top == -INFINITY ? 0.0f : top;  // a window may begin in a later tile
+            const float shrink = expf(high[i] - from);
             high[i] = top;
             float part = 0;
 #pragma unroll
             for (int j = 0; j < kMicro; ++j) {
-                const float weight = expf(score[i][j] - top);
+                const float weight = expf(score[i][j] - from);
                 p[row * Tr::kScoreStride + lane_column() + 16 * j] = weight;
                 part += weight;
             }
@@ -214,13 +216,13 @@ __device__ void recompute(const BackwardArgs& args, int64_t b, int64_t h, int64_
 #pragma unroll
     for (int i = 0; i < kMicro; ++i) {
         const int row = lane_row() * kMicro + i;
-        const int64_t t = q0 + row, seen = t < s.t ? s.visible(t) - k0 : 0;
+        const int64_t t = q0 + row, hidden = s.first_visible(t) - k0, seen = t < s.t ? s.visible(t) - k0 : 0;
         const float lse = t < s.t ? args.lse.load(args.lse.row(b, h, t)) : 0.0f;
         const float delta = t < s.t ? args.delta[(b * s.heads + h) * s.t + t] : 0.0f;
 #pragma unroll
         for (int j = 0; j < kMicro; ++j) {
             const int column = lane_column() + 16 * j;
-            const float weight = column < seen ? expf(p[i][j] * s.scale - lse) : 0.0f;
+            const float weight = column >= hidden && column < seen ? expf(p[i][j] * s.scale - lse) : 0.0f;
             put_p(row, column, weight);
             put_ds(row, column, weight * (dp[i][j] - delta));
         }
@@ -243,7 +245,7 @@ __global__ void __launch_bounds__(kThreads) dq_kernel(const __grid_constant__ Ba
 
     float dq[Tr::kMicro][Tr::kColumns] = {};
     const int64_t limit = s.visible(min(q0 + kTile, s.t) - 1);
-    for (int64_t k0 = 0; k0 < limit; k0 += kTile) {
+    for (int64_t k0 = s.first_visible(q0) / kTile * kTile; k0 < limit; k0 += kTile) {
         load_tile<Tr>(args.k, b, hk, k0, s.keys, s.d, k);
         load_tile<Tr>(args.v, b, hk, k0, s.keys, s.d, v);
         __syncthreads();
@@ -271,8 +273,9 @@ __global__ void __launch_bounds__(kThreads) dkv_kernel(const __grid_constant__ B
     load_tile<Tr>(args.v, b, hk, k0, s.keys, s.d, v);
 
     float dk[Tr::kMicro][Tr::kColumns] = {}, dv[Tr::kMicro][Tr::kColumns] = {};
+    const int64_t end = s.end_of_view(min(k0 + kTile, s.keys) - 1);
     for (int64_t h = hk * s.group; h < (hk + 1) * s.group; ++h)
-        for (int64_t q0 = s.first_seeing(k0) / kTile * kTile; q0 < s.t; q0 += kTile) {
+        for (int64_t q0 = s.first_seeing(k0) / kTile * kTile; q0 < end; q0 += kTile) {
             load_tile<Tr>(args.q, b, h, q0, s.t, s.d, q);
             load_tile<Tr>(args.dy, b, h, q0, s.t, s.d, dy);
             __syncthreads();

@@ -1,6 +1,7 @@
 // Causal softmax attention with grouped queries.
 //
 //   s_ij = (q_i . k_j) / sqrt(D)      j <= i + (Tk - T): the queries are the last T of the Tk positions
+//                                     with a window also j > i + (Tk - T) - window: that many keys, its own included
 //   lse_i = log sum_j exp(s_ij)       p_ij = exp(s_ij - lse_i)      y_i = sum_j p_ij v_j
 //
 // Backward from what the forward left (y, lse), with delta_i = dy_i . y_i:
@@ -20,14 +21,16 @@
 namespace lc::kernels {
 
 struct SoftmaxAttentionForward {
-    TensorView q;     // [B,H,T,D]       in
-    TensorView k, v;  // [B,H_kv,Tk,D]   in, Tk >= T, H a multiple of H_kv
-    TensorView y;     // [B,H,T,D]       out
-    TensorView lse;   // [B,H,T]         out, or empty when no backward will follow
+    TensorView q;        // [B,H,T,D]       in
+    TensorView k, v;     // [B,H_kv,Tk,D]   in, Tk >= T, H a multiple of H_kv
+    TensorView y;        // [B,H,T,D]       out
+    TensorView lse;      // [B,H,T]         out, or empty when no backward will follow
+    int64_t window = 0;  // keys that a query sees, counted back from its own position; 0: all
 };
 void softmax_attention_forward(const SoftmaxAttentionForward& args, Stream stream);
 void softmax_attention_forward_cuda(const SoftmaxAttentionForward& args, Stream stream);
-void softmax_attention_forward_mma(const SoftmaxAttentionForward& args, Stream stream);  // tensor cores: see mma_applies
+void softmax_attention_forward_mma(const SoftmaxAttentionForward& args,
+                                   Stream stream);  // tensor cores: see mma_applies
 void softmax_attention_forward_sm90(const SoftmaxAttentionForward& args, Stream stream);  // Hopper: see hopper_applies
 
 struct SoftmaxAttentionBackward {

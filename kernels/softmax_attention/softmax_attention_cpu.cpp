@@ -31,7 +31,7 @@ constexpr int64_t kRows = 64, kKeys = 128;
 constexpr int64_t kFewRows = 4;
 
 struct Shapes {
-    int64_t batch, kv_heads, group, t, keys, d, cached;
+    int64_t batch, kv_heads, group, t, keys, d, cached, window;
     float scale;
     explicit Shapes(const SoftmaxAttentionForward& a)
         : batch(a.q.size(0)),
@@ -41,10 +41,21 @@ struct Shapes {
           keys(a.k.size(2)),
           d(a.q.size(3)),
           cached(a.k.size(2) - a.q.size(2)),
+          window(a.window > 0 ? a.window : a.k.size(2)),
           scale(1 / std::sqrt(static_cast<float>(a.q.size(3)))) {}
     int64_t block_positions() const { return std::max<int64_t>(1, kRows / group); }
-    // How many of the keys [k0, k0+count) the row of position i sees; may be negative.
-    int64_t visible(int64_t i, int64_t k0, int64_t count) const { return std::min(count, i + cached + 1 - k0); }
+    // Of the keys [k0, k0+count) the row of position i sees those from k0 + begin to k0 + end.
+    struct Seen {
+        int64_t begin, end;
+        bool none() const { return begin >= end; }
+    };
+    Seen seen(int64_t i, int64_t k0, int64_t count) const {
+        const int64_t end = i + cached + 1 - k0;
+        return {std::max<int64_t>(0, end - window), std::min(count, end)};
+    }
+    int64_t first_key(int64_t i) const { return std::max<int64_t>(0, i + cached + 1 - window); }
+    // Positions from here on no longer see key j.
+    int64_t end_of_view(int64_t j) const { return std::min(t, j + window - cached); }
 };
 
 // to[row][c] = factor * from(b, head, position, c) for the rows of positions [t0, t0+count).
@@ -95,12 +106,18 @@ struct ForwardRoom {
 void online_softmax(const Shapes& s, int64_t t0, int64_t rows, int64_t k0, int64_t cols, ForwardRoom& room) {
     for (int64_t row = 0; row < rows; ++row) {
         float* p = &room.scores[row * kKeys];
-        const int64_t seen = std::max<int64_t>(0, s.visible(t0 + row / s.group, k0, cols));
-        std::fill(p + seen, p + cols, 0.0f);
-        if (seen == 0) continue;
-        const float max = std::max(room.max[row], row_max(p, seen));
+        const auto seen = s.seen(t0 + row / s.group, k0, cols);
+        if (seen.none()) {
+            std::fill(p, p + cols, 0.0f);
+            continue;
+        }
+        std::fill(p, p + seen.begin, 0.0f);
+        std::fill(p + seen.end, p + cols, 0.0f);
+        p += seen.begin;
+        const int64_t count = seen.end - seen.begin;
+        const float max = std::max(room.max[row], row_max(p, count));
         const float shrink = exp_approx(room.max[row] - max);  // 0 at the first block: exp(-inf)
-        room.sum[row] = room.sum[row] * shrink + row_exp_sum(p, p, seen, 1.0f, max);
+        room.sum[row] = room.sum[row] * shrink + row_exp_sum(p, p, count, 1.0f, max);
         room.max[row] = max;
         if (shrink != 1) row_scale(&room.y[row * s.d], s.d, shrink);
     }
@@ -116,7 +133,7 @@ void forward_block(const SoftmaxAttentionForward& a, const Shapes& s, int64_t b,
     std::fill(room.sum.begin(), room.sum.end(), 0.0f);
     std::fill(room.max.begin(), room.max.end(), -std::numeric_limits<float>::infinity());
     const int64_t limit = t0 + positions + s.cached;
-    for (int64_t k0 = 0; k0 < limit; k0 += kKeys) {
+    for (int64_t k0 = s.first_key(t0) / kKeys * kKeys; k0 < limit; k0 += kKeys) {
         const int64_t cols = std::min(kKeys, limit - k0);
         block_scores(room.q.data(), rows, &k(b, g, k0, 0), k.strides[2], cols, s.d, room.scores.data());
         online_softmax(s, t0, rows, k0, cols, room);
@@ -165,9 +182,14 @@ void backward_block(const SoftmaxAttentionBackward& args, const Shapes& s, int64
     block_scores(q, rows, &k(b, g, k0, 0), k.strides[2], cols, s.d, room.p.data());
     for (int64_t row = 0; row < rows; ++row) {
         float* p = &room.p[row * kKeys];
-        const int64_t seen = std::max<int64_t>(0, s.visible(t0 + row / s.group, k0, cols));
-        exp_array(p, p, seen, room.lse[first + row]);
-        std::fill(p + seen, p + cols, 0.0f);
+        const auto seen = s.seen(t0 + row / s.group, k0, cols);
+        if (seen.none()) {
+            std::fill(p, p + cols, 0.0f);
+            continue;
+        }
+        exp_array(p + seen.begin, p + seen.begin, seen.end - seen.begin, room.lse[first + row]);
+        std::fill(p, p + seen.begin, 0.0f);
+        std::fill(p + seen.end, p + cols, 0.0f);
     }
     if (args.dv)
         gemm(Gemm<float>{.op_a = Op::Transpose,
@@ -234,7 +256,7 @@ void backward_group(const SoftmaxAttentionBackward& args, const Shapes& s, int64
         std::fill(room.dk.begin(), room.dk.end(), 0.0f);
         std::fill(room.dv.begin(), room.dv.end(), 0.0f);
         const int64_t first_position = std::max<int64_t>(0, k0 - s.cached);  // the first that sees key k0
-        for (int64_t t0 = first_position / step * step; t0 < s.t; t0 += step)
+        for (int64_t t0 = first_position / step * step; t0 < s.end_of_view(k0 + cols - 1); t0 += step)
             backward_block(args, s, b, g, t0, k0, cols, room);
         store_keys(room.dk, args.dk, b, g, k0, cols);
         store_keys(room.dv, args.dv, b, g, k0, cols);

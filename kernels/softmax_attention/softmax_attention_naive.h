@@ -8,18 +8,24 @@
 
 namespace lc::kernels {
 
-// s[j] of query row i for all keys it sees; returns how many.
+// The keys [begin, end) that a query row sees.
+struct VisibleKeys {
+    int64_t begin, end;
+};
+
+// s[j] of query row i for all keys it sees.
 template <class T>
-int64_t softmax_attention_scores(const SoftmaxAttentionForward& a, int64_t b, int64_t h, int64_t i, T* s) {
+VisibleKeys softmax_attention_scores(const SoftmaxAttentionForward& a, int64_t b, int64_t h, int64_t i, T* s) {
     const auto q = a.q.as<const T, 4>(), k = a.k.as<const T, 4>();
-    const int64_t group = q.size(1) / k.size(1), keys = i + 1 + k.size(2) - q.size(2);
+    const int64_t group = q.size(1) / k.size(1), end = i + 1 + k.size(2) - q.size(2);
+    const int64_t begin = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
     const T scale = 1 / std::sqrt(static_cast<T>(q.size(3)));
-    for (int64_t j = 0; j < keys; ++j) {
+    for (int64_t j = begin; j < end; ++j) {
         T dot = 0;
         for (int64_t c = 0; c < q.size(3); ++c) dot += q(b, h, i, c) * k(b, h / group, j, c);
         s[j] = dot * scale;
     }
-    return keys;
+    return {begin, end};
 }
 
 template <class T>
@@ -31,13 +37,13 @@ void softmax_attention_forward_naive(const SoftmaxAttentionForward& a) {
     for (int64_t b = 0; b < y.size(0); ++b)
         for (int64_t h = 0; h < y.size(1); ++h)
             for (int64_t i = 0; i < y.size(2); ++i) {
-                const int64_t keys = softmax_attention_scores(a, b, h, i, p.data());
-                const T max = *std::max_element(p.begin(), p.begin() + keys);
+                const auto [begin, end] = softmax_attention_scores(a, b, h, i, p.data());
+                const T max = *std::max_element(p.begin() + begin, p.begin() + end);
                 T sum = 0;
-                for (int64_t j = 0; j < keys; ++j) sum += p[j] = std::exp(p[j] - max);
+                for (int64_t j = begin; j < end; ++j) sum += p[j] = std::exp(p[j] - max);
                 for (int64_t c = 0; c < y.size(3); ++c) {
                     T value = 0;
-                    for (int64_t j = 0; j < keys; ++j) value += p[j] * v(b, h / group, j, c);
+                    for (int64_t j = begin; j < end; ++j) value += p[j] * v(b, h / group, j, c);
                     y(b, h, i, c) = value / sum;
                 }
                 if (a.lse) a.lse.as<T, 3>()(b, h, i) = max + std::log(sum);
@@ -56,11 +62,12 @@ void softmax_attention_backward_naive(const SoftmaxAttentionBackward& args) {
     for (int64_t b = 0; b < q.size(0); ++b)
         for (int64_t h = 0; h < q.size(1); ++h)
             for (int64_t i = 0; i < q.size(2); ++i) {
-                const int64_t hk = h / group, keys = softmax_attention_scores(a, b, h, i, s.data());
+                const int64_t hk = h / group;
+                const auto [begin, end] = softmax_attention_scores(a, b, h, i, s.data());
                 T* dq_row = &dq[((b * q.size(1) + h) * q.size(2) + i) * d];
                 T delta = 0;
                 for (int64_t c = 0; c < d; ++c) delta += dy(b, h, i, c) * y(b, h, i, c);
-                for (int64_t j = 0; j < keys; ++j) {
+                for (int64_t j = begin; j < end; ++j) {
                     const T p = std::exp(s[j] - lse(b, h, i));
                     T dp = 0;
                     for (int64_t c = 0; c < d; ++c) dp += dy(b, h, i, c) * v(b, hk, j, c);

@@ -24,6 +24,12 @@ OpCase make(std::string variant, Size s) {
     return c;
 }
 
+OpCase windowed(OpCase c, int64_t window) {
+    c.variant += fmt::format("_window{}", window);
+    c.run = [window](const Tensors& in) -> Tensors { return {softmax_attention(in[0], in[1], in[2], window)}; };
+    return c;
+}
+
 // As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
 OpCase as_projected(OpCase c) {
     for (OpInput& input : c.inputs) std::swap(input.shape[1], input.shape[2]);
@@ -62,8 +68,9 @@ LC_OP_CASES(softmax_attention) {
     const auto heavy = [](OpCase c) {
         c.heavy = true;
         c.tolerance_factor = 2;
-        c.tolerance_reason = "Scores of large inputs pass 100 at these head dims: the rounding of a dot product, in another order of "
-                             "summation, goes into an exponent.";
+        c.tolerance_reason =
+            "Scores of large inputs pass 100 at these head dims: the rounding of a dot product, in another order of "
+            "summation, goes into an exponent.";
         add(c);
     };
     heavy(make("tiles_d64", {1, 4, 2, 130, 130, 64}));
@@ -78,6 +85,19 @@ LC_OP_CASES(softmax_attention) {
     // More tiles than a GPU has multiprocessors.
     heavy(make("tiles_d64_many", {2, 80, 40, 5, 20, 64}));
     heavy(make("tiles_d128_many", {1, 300, 150, 3, 70, 128}));
+
+    // Shorter and longer than a tile, beyond the first key; in front of a cache.
+    for (const int64_t window : {3, 40, 64, 100, 129, 130}) add(windowed(make("t130", {1, 4, 2, 130, 130, 8}), window));
+    OpCase own_key = windowed(make("t130", {1, 4, 2, 130, 130, 8}), 1);
+    own_key.differentiable = false;  // y = v: scores have no gradient but rounding
+    add(own_key);
+    for (const int64_t window : {5, 70}) add(windowed(make("cache", {2, 4, 2, 5, 141, 8}), window));
+    add(windowed(make("decode", {2, 4, 4, 1, 300, 16}), 17));
+    heavy(windowed(make("tiles_d64_long", {1, 2, 1, 400, 400, 64}), 100));
+    heavy(windowed(make("tiles_d128_cache", {1, 3, 1, 90, 240, 128}), 33));
+    heavy(windowed(make("tiles_d160", {1, 2, 1, 70, 70, 160}), 20));
+    heavy(make("tiles_d80", {1, 4, 2, 100, 100, 80}));
+    heavy(make("tiles_d256", {1, 2, 1, 70, 70, 256}));
 
     add(as_projected(make("as_projected", {2, 4, 2, 70, 70, 8})));
     heavy(as_projected(make("as_projected_d64", {2, 4, 2, 66, 66, 64})));
