@@ -8,6 +8,7 @@ namespace {
 
 struct RmsNormNode final : Node {
     SavedTensor s{this, "s"}, weight{this, "weight"}, rstd{this, "rstd"};
+    double offset = 0;
     bool fused = false;  // inputs {x, residual, weight} and outputs {y, sum} instead of {x, weight} and {y}
     std::string_view name() const override { return fused ? "add_rms_norm" : "rms_norm"; }
 
@@ -19,7 +20,8 @@ struct RmsNormNode final : Node {
                                     .dsum = fused ? dout[1].view() : TensorView{},
                                     .dx = din.slot(0),
                                     .dresidual = fused ? din.slot(1) : GradSlot{},
-                                    .dweight = din.slot(fused ? 2 : 1)},
+                                    .dweight = din.slot(fused ? 2 : 1),
+                                    .offset = offset},
                                    current_stream(rstd.get().device()));
     }
 };
@@ -34,20 +36,23 @@ Tensor make_rstd(const Tensor& x, const Tensor& weight) {
 
 }  // namespace
 
-Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double offset) {
     const Tensor rstd = make_rstd(x, weight);
     Tensor y = Tensor::empty_like(x.layout(), x.dtype(), x.device());
-    kernels::rms_norm_forward({.x = x.view(), .weight = weight.view(), .y = y.view(), .rstd = rstd.view(), .eps = eps},
-                              current_stream(x.device()));
+    kernels::rms_norm_forward(
+        {.x = x.view(), .weight = weight.view(), .y = y.view(), .rstd = rstd.view(), .eps = eps, .offset = offset},
+        current_stream(x.device()));
     if (should_record({&x, &weight})) {
         auto node = std::make_shared<RmsNormNode>();
+        node->offset = offset;
         node->s.save(x), node->weight.save(weight), node->rstd.save(rstd);
         record(node, {&x, &weight}, {&y});
     }
     return y;
 }
 
-std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps) {
+std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps,
+                                       double offset) {
     LC_CHECK(x.shape() == residual.shape(), "add_rms_norm: x {} and residual {} must have one shape", x.shape(),
              residual.shape());
     const Tensor rstd = make_rstd(x, weight);
@@ -59,11 +64,12 @@ std::pair<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, 
                                .y = y.view(),
                                .sum = sum.view(),
                                .rstd = rstd.view(),
-                               .eps = eps},
+                               .eps = eps,
+                               .offset = offset},
                               current_stream(x.device()));
     if (should_record({&x, &residual, &weight})) {
         auto node = std::make_shared<RmsNormNode>();
-        node->fused = true;
+        node->fused = true, node->offset = offset;
         node->s.save(sum), node->weight.save(weight), node->rstd.save(rstd);
         record(node, {&x, &residual, &weight}, {&y, &sum});
     }

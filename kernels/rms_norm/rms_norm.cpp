@@ -18,6 +18,7 @@ void forward_fast(const RmsNormForward& args) {
     const FlatInput<float> weight(args.weight);
     const OutRows<float> y(args.y), sum(args.sum);
     float* rstd = args.rstd.data<float>();
+    const float offset = static_cast<float>(args.offset);
     const int64_t d = x.columns;
     parallel_for(x.rows, row_grain(d), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
@@ -32,7 +33,7 @@ void forward_fast(const RmsNormForward& args) {
             const float scale = 1 / std::sqrt(squares / static_cast<float>(d) + static_cast<float>(args.eps));
             const float* w = weight.data();
             float* out = y.row(r);
-            for (int64_t c = 0; c < d; ++c) out[c] = s[c] * scale * w[c];
+            for (int64_t c = 0; c < d; ++c) out[c] = s[c] * scale * (offset + w[c]);
             rstd[r] = scale;
         }
     });
@@ -40,9 +41,9 @@ void forward_fast(const RmsNormForward& args) {
 }
 
 // ds of one row into out, over it or on top of it.
-void backward_row(const float* s, const float* dy, const float* dsum, const float* w, float rstd, int64_t d,
-                  bool accumulate, float* out) {
-    const float dot = dy ? lane_sum(d, [=](int64_t c) { return dy[c] * w[c] * s[c]; }) : 0.0f;
+void backward_row(const float* s, const float* dy, const float* dsum, const float* w, float offset, float rstd,
+                  int64_t d, bool accumulate, float* out) {
+    const float dot = dy ? lane_sum(d, [=](int64_t c) { return dy[c] * (offset + w[c]) * s[c]; }) : 0.0f;
     const float shrink = rstd * rstd * rstd * dot / static_cast<float>(d);  // r h mean(g h) = r^3 s mean(g s)
     const auto write = [&](auto ds) {
         if (accumulate)
@@ -51,9 +52,9 @@ void backward_row(const float* s, const float* dy, const float* dsum, const floa
             for (int64_t c = 0; c < d; ++c) out[c] = ds(c);
     };
     if (dy && dsum)
-        write([=](int64_t c) { return rstd * dy[c] * w[c] - shrink * s[c] + dsum[c]; });
+        write([=](int64_t c) { return rstd * dy[c] * (offset + w[c]) - shrink * s[c] + dsum[c]; });
     else if (dy)
-        write([=](int64_t c) { return rstd * dy[c] * w[c] - shrink * s[c]; });
+        write([=](int64_t c) { return rstd * dy[c] * (offset + w[c]) - shrink * s[c]; });
     else if (dsum)
         write([=](int64_t c) { return dsum[c]; });
     else
@@ -84,7 +85,7 @@ void backward_fast(const RmsNormBackward& args) {
         parallel_for(s.rows, row_grain(s.columns), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r)
                 backward_row(s.row(r), has_dy ? dy.row(r) : nullptr, has_dsum ? dsum.row(r) : nullptr, weight.data(),
-                             rstd[r], s.columns, out->beta() != 0, out->row(r));
+                             static_cast<float>(args.offset), rstd[r], s.columns, out->beta() != 0, out->row(r));
         });
     }
     if (dweight) backward_weight(s, dy, rstd, has_dy, dweight);
@@ -119,8 +120,7 @@ void rms_norm_backward(const RmsNormBackward& args, Stream stream) {
     LC_CHECK((!args.dy || args.dy.shape() == args.s.shape()) && (!args.dsum || args.dsum.shape() == args.s.shape()),
              "rms_norm: dy and dsum must be {}, got {} and {}", args.s.shape(), args.dy.shape(), args.dsum.shape());
     require_alike("rms_norm", {args.s, args.dy, args.dsum});
-    require_wide("rms_norm", args.s,
-                 {args.weight, args.rstd, args.dx.view, args.dresidual.view, args.dweight.view});
+    require_wide("rms_norm", args.s, {args.weight, args.rstd, args.dx.view, args.dresidual.view, args.dweight.view});
     if constexpr (cuda::kBuilt)
         if (on_cuda("rms_norm", args.s)) return rms_norm_backward_cuda(args, stream);
     if (use_fast_cpu(args.s.dtype)) return backward_fast(args);

@@ -1,8 +1,8 @@
 // Root-mean-square norm (arXiv 1910.07467), alone or fused with the residual addition before it.
 //
-//   s = x + residual (or x)      r = 1 / sqrt(mean(s^2) + eps)      y = s r weight
+//   s = x + residual (or x)      r = 1 / sqrt(mean(s^2) + eps)      y = s r w,  w = offset + weight
 //
-//   h = s r,  g = dy weight      ds = r (g - h mean(g h)) + dsum     dweight = sum over rows of dy h
+//   h = s r,  g = dy w           ds = r (g - h mean(g h)) + dsum     dweight = sum over rows of dy h
 //   dx = dresidual = ds
 #pragma once
 #include "core/device.h"
@@ -19,6 +19,7 @@ struct RmsNormForward {
     TensorView sum;       // [...,D]  out: x + residual; empty without residual
     TensorView rstd;      // [rows]   out: r of each row, for the backward; on the GPU f32 beside bf16
     double eps = 1e-5;
+    double offset = 0;  // 1 for models whose files hold w - 1 (Gemma)
 };
 void rms_norm_forward(const RmsNormForward& args, Stream stream);
 void rms_norm_forward_cuda(const RmsNormForward& args, Stream stream);
@@ -28,6 +29,7 @@ struct RmsNormBackward {
     TensorView dy;                    // [...,D]  in; empty: zero
     TensorView dsum;                  // [...,D]  in: gradient of sum; empty: zero
     GradSlot dx, dresidual, dweight;  // out
+    double offset = 0;
 };
 void rms_norm_backward(const RmsNormBackward& args, Stream stream);
 void rms_norm_backward_cuda(const RmsNormBackward& args, Stream stream);

@@ -34,13 +34,15 @@ struct StreamedRows {
         for (int k = 0; k < Runs; ++k)
             bits[k] = column(k) < columns ? RunBits<T>::load(start + column(k)) : RunBits<T>{};
     }
-    __device__ __forceinline__ static void load_weight(const RowElements& weight, int64_t columns,
+    __device__ __forceinline__ static void load_weight(const RowElements& weight, int64_t columns, float offset,
                                                        float (&values)[Runs][kRun]) {
 #pragma unroll
         for (int k = 0; k < Runs; ++k) {
 #pragma unroll
             for (int j = 0; j < kRun; ++j) values[k][j] = 0;
             if (column(k) < columns) load_packed(weight.elements, column(k), values[k]);
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) values[k][j] += offset;
         }
     }
 };
@@ -49,6 +51,7 @@ struct RmsArgs {
     RowElements weight;
     Operand rstd;
     int64_t rows, columns;
+    float offset;  // of the weight
     bool has_flat_rstd() const { return rstd.flat && rstd.dtype == DType::f32; }
     __device__ float* flat_rstd() const { return reinterpret_cast<float*>(rstd.base) + rstd.offset; }
 };
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kForwardBlocks)
         if constexpr (HasResidual) S::load(a.residual, row, a.columns, residual);
     };
     if constexpr (S::kAhead) load(blockIdx.x);
-    S::load_weight(a.weight, a.columns, weight);
+    S::load_weight(a.weight, a.columns, a.offset, weight);
     int turn = 0;
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
         if constexpr (!S::kAhead) load(row);
@@ -118,7 +121,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBackwardBlocks)
         next_rstd = a.flat_rstd()[row];
     };
     if constexpr (S::kAhead) load(blockIdx.x);
-    S::load_weight(a.weight, a.columns, weight);
+    S::load_weight(a.weight, a.columns, a.offset, weight);
     int turn = 0;
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
         if constexpr (!S::kAhead) load(row);

@@ -7,7 +7,7 @@ namespace {
 
 enum class Use { Alone, Both, NormOnly, SumOnly };  // which outputs of the fused form go on
 
-OpCase make(std::string variant, Shape x, Use use) {
+OpCase make(std::string variant, Shape x, Use use, double offset = 0) {
     const double n = static_cast<double>(numel_of(x));
     OpCase c{.op = use == Use::Alone ? "rms_norm" : "add_rms_norm",
              .variant = std::move(variant),
@@ -15,7 +15,7 @@ OpCase make(std::string variant, Shape x, Use use) {
              .run = {}};
     if (use == Use::Alone) {
         c.inputs.push_back({.name = "weight", .shape = {x[-1]}, .wide = true});
-        c.run = [](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], 1e-5)}; };
+        c.run = [offset](const Tensors& in) -> Tensors { return {rms_norm(in[0], in[1], 1e-5, offset)}; };
         c.forward = {.flops = 4 * n, .numbers = 2 * n};
         c.backward = {.flops = 10 * n, .numbers = 3 * n};
         return c;
@@ -23,8 +23,8 @@ OpCase make(std::string variant, Shape x, Use use) {
     c.inputs.push_back({"residual", x});
     c.inputs.push_back({.name = "weight", .shape = {x[-1]}, .wide = true});
     c.inputs.back().differentiable = use != Use::SumOnly;
-    c.run = [use](const Tensors& in) -> Tensors {
-        const auto [y, sum] = add_rms_norm(in[0], in[1], in[2], 1e-6);
+    c.run = [use, offset](const Tensors& in) -> Tensors {
+        const auto [y, sum] = add_rms_norm(in[0], in[1], in[2], 1e-6, offset);
         if (use == Use::NormOnly) return {y};
         if (use == Use::SumOnly) return {sum};
         return {y, sum};
@@ -54,6 +54,9 @@ LC_OP_CASES(rms_norm) {
             c.heavy = true;
             add(c);
         };
+        add(make("offset", {9, 133}, use, 1));
+        add(make("offset_block", {3, 1288}, use, 1));
+        add(make("offset_long", {2, 8200}, use, 1));
         add_heavy("full_rows", {5, 4096});
         add_heavy("two_warpfuls_of_columns_missing", {3, 8192 - 512});
         add_heavy("more_rows_than_blocks", {1200, 1032});
