@@ -85,7 +85,7 @@ HfConfig hf_config_of(const GgufFile& file) {
     config.num_hidden_layers = json.get_int("llama.block_count", 1, 1024);
     read_heads(json, config);
     config.max_position_embeddings = json.get_int("llama.context_length", 1, std::numeric_limits<int32_t>::max());
-    config.rms_norm_eps = json.get_double("llama.attention.layer_norm_rms_epsilon", 1e-12, 0.1);
+    config.norm_eps = json.get_double("llama.attention.layer_norm_rms_epsilon", 1e-12, 0.1);
     read_rope(file, json, config);
     const GgufTensor* embedding = file.find("token_embd.weight");
     LC_REQUIRE(BadInput, embedding != nullptr && embedding->shape.size() == 2 && embedding->shape[0] <= kMaxTokenId + 1,

@@ -18,70 +18,50 @@ namespace fs = std::filesystem;
 constexpr int64_t kMaxTokenId = (int64_t{1} << 24) - 1;
 constexpr double kLeast = 1e-12;  // "above 0" in words that a range can say
 
-// Families that people will try, and what in them we do not compute.
-struct Unsupported {
-    const char* architecture;
-    const char* reason;
-};
-constexpr Unsupported kUnsupported[] = {
-    {"Qwen2ForCausalLM", "biases of the q, k and v projections"},
-    {"Qwen3ForCausalLM", "normalized queries and keys"},
-    {"PhiForCausalLM", "layer norms with biases, parallel blocks and partial rotary embeddings"},
-    {"Phi3ForCausalLM", "fused projections and longrope"},
-    {"GemmaForCausalLM", "scaled embeddings and offset norms"},
-    {"Gemma2ForCausalLM", "soft-capped logits and post-norms"},
-    {"MixtralForCausalLM", "mixtures of experts"},
-    {"GPT2LMHeadModel", "learned positions and layer norms"},
-};
+constexpr const char* kUsedKeys[] = {"architectures",
+                                     "model_type",
+                                     "hidden_size",
+                                     "intermediate_size",
+                                     "num_hidden_layers",
+                                     "num_attention_heads",
+                                     "num_key_value_heads",
+                                     "head_dim",
+                                     "vocab_size",
+                                     "max_position_embeddings",
+                                     "rms_norm_eps",
+                                     "layer_norm_eps",
+                                     "rope_theta",
+                                     "rope_scaling",
+                                     "rope_parameters",
+                                     "tie_word_embeddings",
+                                     "bos_token_id",
+                                     "eos_token_id",
+                                     "hidden_act",
+                                     "hidden_activation",
+                                     "attention_bias",
+                                     "mlp_bias",
+                                     "torch_dtype",
+                                     "dtype",
+                                     "sliding_window",
+                                     "use_sliding_window",
+                                     "max_window_layers",
+                                     "layer_types",
+                                     "quantization_config",
+                                     "rope_interleaved",
+                                     "partial_rotary_factor",
+                                     "qk_layernorm",
+                                     "use_bidirectional_attention",
+                                     "use_mrope"};
 
-constexpr const char* kUsedKeys[] = {
-    "architectures",       "model_type",
-    "hidden_size",         "intermediate_size",
-    "num_hidden_layers",   "num_attention_heads",
-    "num_key_value_heads", "head_dim",
-    "vocab_size",          "max_position_embeddings",
-    "rms_norm_eps",        "rope_theta",
-    "rope_scaling",        "rope_parameters",
-    "tie_word_embeddings", "bos_token_id",
-    "eos_token_id",        "hidden_act",
-    "attention_bias",      "mlp_bias",
-    "torch_dtype",         "dtype",
-    "sliding_window",      "quantization_config",
-    "rope_interleaved",    "partial_rotary_factor",
-};
-
-void read_family(const JsonObject& json, HfConfig& config) {
-    const std::vector<std::string> architectures = json.get_strings("architectures");
-    LC_REQUIRE(BadInput, architectures.size() == 1, "{}: key 'architectures' must name one architecture, got {}",
-               json.source(), architectures.size());
-    config.architecture = architectures[0];
-    for (const Unsupported& family : kUnsupported)
-        LC_REQUIRE(BadInput, config.architecture != family.architecture,
-                   "{}: key 'architectures': {} is not supported: it has {}", json.source(), family.architecture,
-                   family.reason);
-    const bool llama = config.architecture == "LlamaForCausalLM";
-    LC_REQUIRE(BadInput, llama || config.architecture == "MistralForCausalLM",
-               "{}: key 'architectures' must be LlamaForCausalLM or MistralForCausalLM, got {}", json.source(),
-               printable(config.architecture));
-    config.model_type = json.get_string("model_type");
-    if (config.model_type != (llama ? "llama" : "mistral"))
-        json.fail_key("model_type", llama ? "\"llama\"" : "\"mistral\"");
+void refuse_quantized(const JsonObject& json) {
+    const auto quantization = json.find_object("quantization_config");
+    if (!quantization) return;
+    const Json* method = quantization->find("quant_method");
+    fail(ErrorKind::BadInput, "{}: key 'quantization_config': quantised weights ({}) are not supported", json.source(),
+         method ? describe(*method) : "unnamed");
 }
 
-// What would make another model of it.
-void refuse_features(const JsonObject& json) {
-    if (const auto quantization = json.find_object("quantization_config")) {
-        const Json* method = quantization->find("quant_method");
-        fail(ErrorKind::BadInput, "{}: key 'quantization_config': quantised weights ({}) are not supported",
-             json.source(), method ? describe(*method) : "unnamed");
-    }
-    for (const char* key : {"attention_bias", "mlp_bias", "rope_interleaved"})
-        if (json.find_bool(key).value_or(false)) json.fail_key(key, "false (nothing else is supported)");
-    if (json.find_double("partial_rotary_factor", 0, 1).value_or(1) != 1)
-        json.fail_key("partial_rotary_factor", "1 (nothing else is supported)");
-}
-
-void read_sizes(const JsonObject& json, HfConfig& config) {
+void read_sizes(const JsonObject& json, const HfFamily& family, HfConfig& config) {
     config.hidden_size = json.get_int("hidden_size", 1, 1 << 20);
     config.intermediate_size = json.get_int("intermediate_size", 1, 1 << 22);
     config.num_hidden_layers = json.get_int("num_hidden_layers", 1, 1024);
@@ -93,8 +73,9 @@ void read_sizes(const JsonObject& json, HfConfig& config) {
     if (config.num_attention_heads % config.num_key_value_heads != 0)
         json.fail_key("num_key_value_heads",
                       fmt::format("a divisor of num_attention_heads = {}", config.num_attention_heads));
-    if (const auto given = json.find_int("head_dim", 2, 1024)) {
-        config.head_dim = *given;
+    const auto given = json.find_int("head_dim", 2, 1024);
+    if (given || family.default_head_dim > 0) {
+        config.head_dim = given.value_or(family.default_head_dim);
         if (config.head_dim % 2 != 0) json.fail_key("head_dim", "even (rotary embeddings turn pairs)");
         return;
     }
@@ -106,51 +87,13 @@ void read_sizes(const JsonObject& json, HfConfig& config) {
                json.source(), config.hidden_size, config.num_attention_heads, config.head_dim);
 }
 
-// One of the two spellings: a `rope_scaling` or a `rope_parameters` object.
-RopeConfig read_rope_object(const JsonObject& json, double theta) {
-    RopeConfig rope;
-    rope.theta = json.find_double("rope_theta", kLeast, 1e15).value_or(theta);
-    const auto type = json.find_string("rope_type"), legacy = json.find_string("type");
-    LC_REQUIRE(BadInput, !type || !legacy || *type == *legacy, "{}: keys '{}' and '{}' differ: \"{}\" and \"{}\"",
-               json.source(), json.full_key("rope_type"), json.full_key("type"), printable(type.value_or("")),
-               printable(legacy.value_or("")));
-    const char* key = legacy && !type ? "type" : "rope_type";
-    const std::string name = json.get_string(key);
-    for (const char* known : {"linear", "dynamic", "yarn", "longrope", "su"})
-        LC_REQUIRE(BadInput, name != known, "{}: key '{}': rope type '{}' is not supported", json.source(),
-                   json.full_key(key), known);
-    if (name != "default" && name != "llama3") json.fail_key(key, "\"default\" or \"llama3\"");
-    if (json.find_double("partial_rotary_factor", 0, 1).value_or(1) != 1)
-        json.fail_key("partial_rotary_factor", "1 (nothing else is supported)");
-    if (name == "default") return rope;
-    rope.type = RopeType::llama3;
-    rope.factor = json.get_double("factor", 1, 1e6);
-    rope.low_freq_factor = json.get_double("low_freq_factor", kLeast, 1e6);
-    rope.high_freq_factor = json.get_double("high_freq_factor", kLeast, 1e6);
-    if (rope.high_freq_factor <= rope.low_freq_factor)
-        json.fail_key("high_freq_factor", fmt::format("above low_freq_factor = {}", rope.low_freq_factor));
-    rope.original_max_position_embeddings =
-        json.get_int("original_max_position_embeddings", 1, std::numeric_limits<int32_t>::max());
-    return rope;
-}
-
-void read_rope(const JsonObject& json, HfConfig& config) {
-    const auto top = json.find_double("rope_theta", kLeast, 1e15);
-    const double theta = top.value_or(RopeConfig{}.theta);
-    const auto scaling = json.find_object("rope_scaling"), parameters = json.find_object("rope_parameters");
-    RopeConfig older;
-    older.theta = theta;
-    if (scaling) older = read_rope_object(*scaling, theta);
-    config.rope = older;
-    if (!parameters) return;
-    config.rope = read_rope_object(*parameters, theta);
-    config.uses_rope_parameters = true;
-    LC_REQUIRE(BadInput, !top || *top == config.rope.theta,
-               "{}: keys 'rope_theta' and 'rope_parameters.rope_theta' differ: {} and {}", json.source(), theta,
-               config.rope.theta);
-    if (scaling && !top) older.theta = config.rope.theta;
-    LC_REQUIRE(BadInput, !scaling || older == config.rope, "{}: keys 'rope_scaling' and 'rope_parameters' differ",
-               json.source());
+// Numbers of a head that are rotated: the family's share of them.
+void check_rotated(const JsonObject& json, const HfConfig& config) {
+    const auto rotated = static_cast<int64_t>(static_cast<double>(config.head_dim) * config.block.rotary_fraction);
+    LC_REQUIRE(
+        BadInput, rotated >= 2 && rotated % 2 == 0,
+        "{}: key 'partial_rotary_factor': {} of head_dim {} rotates {} numbers, which must be even and at least 2",
+        json.source(), config.block.rotary_fraction, config.head_dim, rotated);
 }
 
 void read_dtype(const JsonObject& json, HfConfig& config) {
@@ -190,23 +133,41 @@ fs::path inside(const fs::path& path, const char* name) {
     return fs::is_directory(path, ignored) ? path / name : path;
 }
 
+// In the family's way: Mistral names a window for all layers, Qwen's files say which.
+void write_window(Json& json, const HfConfig& config) {
+    const bool qwen = config.model_type.starts_with("qwen");
+    if (config.model_type != "mistral" && !qwen) return;
+    json["sliding_window"] = config.sliding_window > 0 ? Json(config.sliding_window) : Json(nullptr);
+    if (!qwen) return;
+    json["use_sliding_window"] = config.sliding_window > 0;
+    if (config.sliding_window == 0) return;
+    Json types = Json::array();
+    for (const bool sliding : config.window_layers) types.push_back(sliding ? "sliding_attention" : "full_attention");
+    json["layer_types"] = types;
+    json["max_window_layers"] = std::ranges::find(config.window_layers, true) - config.window_layers.begin();
+}
+
 }  // namespace
 
 HfConfig parse_hf_config(const nlohmann::json& object, const std::string& source) {
     const JsonObject json(object, source);
     HfConfig config;
-    read_family(json, config);
-    refuse_features(json);
-    read_sizes(json, config);
-    config.rms_norm_eps = json.get_double("rms_norm_eps", kLeast, 0.1);
-    read_rope(json, config);
-    config.tie_word_embeddings = json.find_bool("tie_word_embeddings").value_or(false);
+    const HfFamily& family = family_of(json);
+    config.architecture = family.architecture, config.model_type = family.model_type;
+    refuse_quantized(json);
+    read_sizes(json, family, config);
+    config.norm_eps = json.get_double(family.norm_eps_key, kLeast, 0.1);
+    config.block = read_block(json, family);
+    check_rotated(json, config);
+    config.rope = read_rope(json, config.max_position_embeddings, config.uses_rope_parameters);
+    config.tie_word_embeddings = json.find_bool("tie_word_embeddings").value_or(family.ties_by_default);
+    LC_REQUIRE(BadInput, !config.tie_word_embeddings || !config.block.head_bias,
+               "{}: key 'tie_word_embeddings' must be false for {}, whose head has a bias", source,
+               config.architecture);
     config.bos_token_ids = read_token_ids(json, "bos_token_id", config.vocab_size - 1);
     config.eos_token_ids = read_token_ids(json, "eos_token_id", config.vocab_size - 1);
-    config.hidden_act = json.get_string("hidden_act");
-    if (config.hidden_act != "silu") json.fail_key("hidden_act", "\"silu\" (nothing else is supported)");
     read_dtype(json, config);
-    config.sliding_window = json.find_int("sliding_window", 1, std::numeric_limits<int32_t>::max()).value_or(0);
+    read_window(json, family, config);
     list_unused_keys(json);
     return config;
 }
@@ -214,6 +175,10 @@ HfConfig parse_hf_config(const nlohmann::json& object, const std::string& source
 HfConfig load_hf_config(const fs::path& path) {
     if (is_gguf(path)) return hf_config_of(GgufFile(path));
     const fs::path file = inside(path, "config.json");
+    std::error_code ignored;
+    LC_REQUIRE(
+        BadInput, fs::exists(fs::symlink_status(file, ignored)) || !fs::exists(path / "adapter_config.json", ignored),
+        "{}: holds an adapter and no model: name the model that it was trained on, and this as the run", path.string());
     return parse_hf_config(read_json_file(file), file.string());
 }
 
@@ -221,13 +186,7 @@ nlohmann::json HfConfig::to_json() const {
     const auto ids = [](const std::vector<int64_t>& list) {
         return list.empty() ? Json(nullptr) : list.size() == 1 ? Json(list[0]) : Json(list);
     };
-    Json rope_object = {{"rope_type", rope.type == RopeType::llama3 ? "llama3" : "default"}};
-    if (rope.type == RopeType::llama3) {
-        rope_object["factor"] = rope.factor;
-        rope_object["low_freq_factor"] = rope.low_freq_factor;
-        rope_object["high_freq_factor"] = rope.high_freq_factor;
-        rope_object["original_max_position_embeddings"] = rope.original_max_position_embeddings;
-    }
+    const HfFamily& family = family_named(architecture);
     Json json = {
         {"architectures", Json::array({architecture})},
         {"model_type", model_type},
@@ -239,20 +198,25 @@ nlohmann::json HfConfig::to_json() const {
         {"head_dim", head_dim},
         {"vocab_size", vocab_size},
         {"max_position_embeddings", max_position_embeddings},
-        {"rms_norm_eps", rms_norm_eps},
+        {family.norm_eps_key, norm_eps},
         {"tie_word_embeddings", tie_word_embeddings},
         {"bos_token_id", ids(bos_token_ids)},
         {"eos_token_id", ids(eos_token_ids)},
-        {"hidden_act", hidden_act},
+        {"hidden_act", block.activation == Activation::silu ? "silu" : "gelu_pytorch_tanh"},
     };
-    if (model_type == "llama") json["attention_bias"] = json["mlp_bias"] = false;
-    if (model_type == "mistral") json["sliding_window"] = sliding_window > 0 ? Json(sliding_window) : Json(nullptr);
+    if (family.may_bias_attention) json["attention_bias"] = block.o_bias;
+    if (family.may_bias_mlp) json["mlp_bias"] = block.mlp_bias;
+    write_window(json, *this);
     if (!torch_dtype.empty()) json[uses_rope_parameters ? "dtype" : "torch_dtype"] = torch_dtype;
+    Json rope_object = rope_to_json(rope);
+    const bool partial = family.block.rotary_fraction != 1;
     if (uses_rope_parameters) {
         rope_object["rope_theta"] = rope.theta;
+        if (partial) rope_object["partial_rotary_factor"] = block.rotary_fraction;
         json["rope_parameters"] = rope_object;
     } else {
         json["rope_theta"] = rope.theta;
+        if (partial) json["partial_rotary_factor"] = block.rotary_fraction;
         json["rope_scaling"] = rope.type == RopeType::standard ? Json(nullptr) : rope_object;
     }
     return json;

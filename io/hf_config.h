@@ -1,8 +1,8 @@
 // config.json and generation_config.json of a Hugging Face model directory.
 //
-// Read: the families `llama` and `mistral`. A sliding window (Mistral 7B v0.1) is parsed but not applied: attention is
-// full, which is the same model up to that many tokens. Everything that would make it a different model is refused by
-// name: other families, projection biases, other activations, quantised weights, rope types that are not computed.
+// Read: Llama, Mistral, Qwen2, Qwen3, Phi (1, 1.5, 2) and Gemma (1), which differ by what BlockConfig says (io/hf_family.h).
+// Everything that would make it a different model is refused by name: other families, biases where a family has none, other
+// activations, quantised weights, rope types that are not computed.
 //
 // Both generations of the format are read: `rope_theta` + `rope_scaling` + `torch_dtype`, and `rope_parameters` +
 // `dtype`. Both at once are fine when they agree.
@@ -14,44 +14,34 @@
 #include <string>
 #include <vector>
 
+#include "io/hf_family.h"
+#include "io/hf_rope.h"
+
 namespace lc::io {
 
-enum class RopeType : uint8_t {
-    standard,  // "default": frequencies theta^(-2i/d)
-    llama3,    // low frequencies divided by `factor`, those between the two wavelengths blended
-};
-
-struct RopeConfig {
-    RopeType type = RopeType::standard;
-    double theta = 10000;
-    // llama3 only:
-    double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
-    int64_t original_max_position_embeddings = 8192;
-    bool operator==(const RopeConfig&) const = default;
-};
-
 struct HfConfig {
-    std::string model_type = "llama";  // llama, mistral
+    std::string model_type = "llama";  // llama, mistral, qwen2, qwen3, phi, gemma
     std::string architecture = "LlamaForCausalLM";
     int64_t hidden_size = 0;
     int64_t intermediate_size = 0;
     int64_t num_hidden_layers = 0;
     int64_t num_attention_heads = 0;
     int64_t num_key_value_heads = 0;  // divides num_attention_heads; equal to it when the file has none
-    int64_t head_dim = 0;             // even; hidden_size / num_attention_heads when the file has none
+    int64_t head_dim = 0;  // even; where the file has none, the family's, else hidden_size / num_attention_heads
     int64_t vocab_size = 0;
     int64_t max_position_embeddings = 0;
-    double rms_norm_eps = 1e-5;
+    double norm_eps = 1e-5;  // `rms_norm_eps` or `layer_norm_eps`
+    BlockConfig block;
     RopeConfig rope;
     bool tie_word_embeddings = false;
     std::vector<int64_t> bos_token_ids;  // empty: none
     std::vector<int64_t> eos_token_ids;  // any of them ends a text
-    std::string hidden_act = "silu";
-    std::string torch_dtype;            // "bfloat16", "float16", "float32", "float64"; empty: not said
-    int64_t sliding_window = 0;         // 0: none
-    bool uses_rope_parameters = false;  // the newer spelling; to_json keeps it
+    std::string torch_dtype;             // "bfloat16", "float16", "float32", "float64"; empty: not said
+    int64_t sliding_window = 0;          // keys that softmax attention sees in some layers; 0: all
+    std::vector<bool> window_layers;     // which they are; empty without a window
+    bool uses_rope_parameters = false;   // the newer spelling; to_json keeps it
 
-    // As transformers reads it. For llama and mistral, in the spelling of `uses_rope_parameters`.
+    // As transformers reads it, in the spelling of `uses_rope_parameters`.
     nlohmann::json to_json() const;
 };
 

@@ -252,7 +252,7 @@ TEST_F(GgufConfig, SaysWhatConfigJsonWould) {
     EXPECT_EQ(c.head_dim, 12);
     EXPECT_EQ(c.vocab_size, 5);
     EXPECT_EQ(c.max_position_embeddings, 77);
-    EXPECT_EQ(c.rms_norm_eps, 0.5 / 1024);
+    EXPECT_EQ(c.norm_eps, 0.5 / 1024);
     EXPECT_EQ(c.rope, RopeConfig{});
     EXPECT_TRUE(c.tie_word_embeddings);
     EXPECT_EQ(c.bos_token_ids, std::vector<int64_t>{1});
