@@ -14,6 +14,9 @@ void ModelFlags::add(CLI::App& verb) {
     verb.add_option(
         "--random-weights", random_weights,
         "draw the weights from this seed: needs config.json and tokenizer.json only, to try shapes and speed");
+    verb.add_flag("--ignore-sliding-window", ignore_sliding_window,
+                  "softmax attention over all keys where the model has a sliding window, as the authors of LoLCATs ran "
+                  "Mistral");
 }
 
 }  // namespace lc::apps

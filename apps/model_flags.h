@@ -21,8 +21,11 @@ struct PlacementFlags {
 struct ModelFlags {
     std::string model;
     std::optional<uint64_t> random_weights;
+    bool ignore_sliding_window = false;
     void add(CLI::App& verb);
-    models::ModelSource source() const { return {.directory = model, .random_seed = random_weights}; }
+    models::ModelSource source() const {
+        return {.directory = model, .random_seed = random_weights, .ignore_sliding_window = ignore_sliding_window};
+    }
 };
 
 }  // namespace lc::apps

@@ -106,16 +106,17 @@ void Decoder::add_lora(const LoraSpec& spec, uint64_t seed) {
     LC_REQUIRE(Usage, spec.rank >= 1 && std::isfinite(spec.alpha),
                "LoRA: rank must be at least 1 and alpha finite, got {} and {}", spec.rank, spec.alpha);
     LC_REQUIRE(Usage, !spec.targets.empty(), "LoRA: no target projections");
-    for (const std::string& target : spec.targets)
+    lora_ = spec;
+    for (std::string& target : lora_->targets) target = projection_of(config_, target);
+    for (const std::string& target : lora_->targets)
         LC_REQUIRE(Usage, std::count(kProjectionNames.begin(), kProjectionNames.end(), target) == 1,
                    "LoRA: unknown target '{}' — one of q_proj, k_proj, v_proj, o_proj", target);
-    lora_ = spec;
     for (int64_t i = 0; i < num_layers(); ++i) {
         if (attention_ && !layer(i).linearized) continue;
         for (size_t p = 0; p < kProjectionNames.size(); ++p) {
             Projection& projection = *find_projection(layer(i), kProjectionNames[p]);
             projection.drop_lora();
-            if (std::count(spec.targets.begin(), spec.targets.end(), kProjectionNames[p]) == 0) continue;
+            if (std::ranges::count(lora_->targets, kProjectionNames[p]) == 0) continue;
             const int64_t in = projection.weight.size(1), out = projection.weight.size(0);
             const Random random = random_for(seed, first_layer_ + i, Draw::lora_a, p);
             const double bound = 1 / std::sqrt(static_cast<double>(in));

@@ -11,12 +11,15 @@ namespace lc::models {
 Decoder load_model(const ModelSource& source, const LoadOptions& options) {
     const std::optional<LinearizedInfo> linearized = linearized_info(source.directory);
     if (source.random_seed) {
-        const DecoderConfig config = decoder_config_from(io::load_hf_config(source.directory));
+        DecoderConfig config = decoder_config_from(io::load_hf_config(source.directory));
+        config.ignore_sliding_window = source.ignore_sliding_window;
         Decoder decoder = Decoder::random(config, *source.random_seed, options.placement, Decoder::Weights::Frozen);
         if (linearized) decoder.linearize(linearized->attention, *source.random_seed);
         return decoder;
     }
-    Decoder decoder = Decoder::load(source.directory, options);
+    LoadOptions own = options;
+    own.ignore_sliding_window = source.ignore_sliding_window;
+    Decoder decoder = Decoder::load(source.directory, own);
     if (linearized) apply_linearized(decoder, *linearized);
     return decoder;
 }

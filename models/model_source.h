@@ -12,6 +12,7 @@ namespace lc::models {
 struct ModelSource {
     std::filesystem::path directory;      // or GGUF file: config and, unless random_seed is given, weights
     std::optional<uint64_t> random_seed;  // weights drawn on the device: real shapes without real weights
+    bool ignore_sliding_window = false;   // softmax attention over all keys, as the authors of LoLCATs ran Mistral
 };
 
 // All weights frozen; linearized when the directory is a merged export (models/export.h). Errors as Decoder::load and

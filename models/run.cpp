@@ -75,10 +75,12 @@ void apply_feature_maps(Decoder& decoder, const io::FeatureMapsFile& file, const
 }
 
 void apply_adapter(Decoder& decoder, const io::PeftAdapter& adapter, const std::string& source) {
+    std::vector<std::string> known;
+    for (const std::string_view name : kProjectionNames) known.push_back(file_name_of(decoder.config(), name));
     for (const std::string& target : adapter.target_modules)
-        LC_REQUIRE(BadInput, std::count(kProjectionNames.begin(), kProjectionNames.end(), target) == 1,
-                   "{}: its target_modules names '{}'; only q_proj, k_proj, v_proj and o_proj are adapted here", source,
-                   target);
+        LC_REQUIRE(BadInput, std::ranges::count(known, target) == 1,
+                   "{}: its target_modules names '{}'; only {} are adapted here", source, target,
+                   fmt::join(known, ", "));
     LC_REQUIRE(BadInput, !adapter.target_modules.empty(), "{}: its target_modules is empty", source);
     decoder.add_lora({.rank = adapter.r, .alpha = adapter.alpha, .targets = adapter.target_modules}, 0);
     std::map<std::string, Tensor> tensors;
@@ -153,16 +155,18 @@ void save_adapter(const Decoder& decoder, const std::filesystem::path& run, cons
     io::PeftAdapter adapter{.r = decoder.lora()->rank,
                             .alpha = decoder.lora()->alpha,
                             .dropout = 0,
-                            .target_modules = decoder.lora()->targets,
+                            .target_modules = {},
                             .base_model = info.base_model,
                             .base_hash = info.base_hash,
                             .modules = {}};
+    for (const std::string& target : decoder.lora()->targets)
+        adapter.target_modules.push_back(file_name_of(decoder.config(), target));
     for (int64_t i = 0; i < decoder.num_layers(); ++i) {
         DecoderLayer layer = decoder.layer(i);
         for (const std::string_view name : kProjectionNames) {
             const Projection& projection = *find_projection(layer, name);
             if (!projection.lora_a.defined()) continue;
-            adapter.modules[fmt::format("layers.{}.self_attn.{}", i, name)] = {
+            adapter.modules[fmt::format("layers.{}.self_attn.{}", i, file_name_of(decoder.config(), name))] = {
                 projection.lora_a.to(DType::f32).detach(), projection.lora_b.to(DType::f32).detach()};
         }
     }

@@ -41,7 +41,8 @@ ChunkLosses chunk_losses(const models::Decoder& decoder, const PackedChunks& dat
         const Tensor hidden = decoder.hidden(batch.ids, options.forward);
         const Tensor rows = hidden.reshaped({hidden.size(0) * length, hidden.size(2)});
         const std::vector<double> nll =
-            token_nll(rows, decoder.lm_head(), shifted_labels(batch.labels).to(decoder.device())).to_vector<double>();
+            token_nll(rows, decoder.lm_head(), shifted_labels(batch.labels).to(decoder.device()), decoder.head_bias())
+                .to_vector<double>();
         for (size_t b = 0; b < chunks.size(); ++b) {
             const auto row = nll.begin() + static_cast<std::ptrdiff_t>(static_cast<int64_t>(b) * length);
             losses.nll.push_back(std::accumulate(row, row + length, 0.0));

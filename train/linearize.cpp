@@ -67,6 +67,7 @@ Json config_of(const LinearizeOptions& options, const Inputs& inputs) {
                    {"train-feature-maps", options.train_feature_maps},
                    {"token-weighted", options.token_weighted},
                    {"eval-batch", options.eval_batch}};
+    if (options.model.ignore_sliding_window) config["ignore-sliding-window"] = true;
     add_placement_config(config, options.placement);
     add_data_config(config, options.data, inputs.data);
     if (options.transfer) add_loop_config(config, "transfer", options.transfer_loop);

@@ -28,14 +28,12 @@ Rehearsal::Rehearsal(const PlanInput& input, Ledger& ledger)
       ledger_(ledger),
       tape_(ledger) {
     const models::DecoderConfig& c = input.config;
-    const bool pretrain = input.stage == PlanStage::pretrain;
-    const DType dtype = pretrain ? DType::f32 : dtype_;
-    const auto weight = [&](int64_t numel) { return parameter(numel, dtype, Owner::weights, pretrain); };
     embedding_ = weight(c.vocab_size * c.hidden_size);
     for (int64_t i = 0; i < c.num_layers; ++i) layers_.push_back(layer(i));
-    final_norm_ = weight(c.hidden_size);
+    final_norm_ = norm_weights();
     lm_head_ = c.tie_embeddings ? embedding_ : weight(c.vocab_size * c.hidden_size);
-    const int64_t table = c.max_positions * c.head_dim / 2;
+    if (c.block.head_bias) head_bias_ = weight(c.vocab_size);
+    const int64_t table = c.max_positions * c.rotary_dim() / 2;
     rope_cos_ = tape_.make(table, DType::f32, Owner::weights);
     rope_sin_ = tape_.make(table, DType::f32, Owner::weights);
 }
@@ -63,10 +61,22 @@ bool Rehearsal::has_lora(int64_t index, std::string_view target) const {
     return std::ranges::find(input_.lora.targets, target) != input_.lora.targets.end();
 }
 
-Rehearsal::Projection Rehearsal::projection(int64_t in, int64_t out, bool lora) {
+// Of the base model.
+Ghost Rehearsal::weight(int64_t numel) {
     const bool pretrain = input_.stage == PlanStage::pretrain;
-    Projection p{
-        .weight = parameter(in * out, pretrain ? DType::f32 : dtype_, Owner::weights, pretrain), .in = in, .out = out};
+    return parameter(numel, pretrain ? DType::f32 : dtype_, Owner::weights, pretrain);
+}
+
+Rehearsal::Norm Rehearsal::norm_weights() {
+    const int64_t d = input_.config.hidden_size;
+    Norm norm{.weight = weight(d)};
+    if (input_.config.block.norm == io::NormKind::layer) norm.bias = weight(d);
+    return norm;
+}
+
+Rehearsal::Projection Rehearsal::projection(int64_t in, int64_t out, bool bias, bool lora) {
+    Projection p{.weight = weight(in * out), .in = in, .out = out};
+    if (bias) p.bias = weight(out);
     if (!lora) return p;
     p.rank = input_.lora.rank;
     p.lora_a = parameter(p.rank * in, DType::f32, Owner::trainables, true);
@@ -76,20 +86,19 @@ Rehearsal::Projection Rehearsal::projection(int64_t in, int64_t out, bool lora) 
 
 Rehearsal::Layer Rehearsal::layer(int64_t index) {
     const models::DecoderConfig& c = input_.config;
-    const bool pretrain = input_.stage == PlanStage::pretrain;
+    const io::BlockConfig& block = c.block;
+    const int64_t d = c.hidden_size, inner = c.intermediate_size;
     const int64_t q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
-    const auto norm = [&] {
-        return parameter(c.hidden_size, pretrain ? DType::f32 : dtype_, Owner::weights, pretrain);
-    };
-    Layer layer{.input_norm = norm(),
-                .post_attention_norm = norm(),
-                .q = projection(c.hidden_size, q, has_lora(index, "q_proj")),
-                .k = projection(c.hidden_size, kv, has_lora(index, "k_proj")),
-                .v = projection(c.hidden_size, kv, has_lora(index, "v_proj")),
-                .o = projection(q, c.hidden_size, has_lora(index, "o_proj")),
-                .gate = projection(c.hidden_size, c.intermediate_size, false),
-                .up = projection(c.hidden_size, c.intermediate_size, false),
-                .down = projection(c.intermediate_size, c.hidden_size, false)};
+    Layer layer{.input_norm = norm_weights(),
+                .q = projection(d, q, block.qkv_bias, has_lora(index, "q_proj")),
+                .k = projection(d, kv, block.qkv_bias, has_lora(index, "k_proj")),
+                .v = projection(d, kv, block.qkv_bias, has_lora(index, "v_proj")),
+                .o = projection(q, d, block.o_bias, has_lora(index, "o_proj")),
+                .up = projection(d, inner, block.mlp_bias, false),
+                .down = projection(inner, d, block.mlp_bias, false)};
+    if (!block.parallel) layer.post_attention_norm = norm_weights();
+    if (block.gated) layer.gate = projection(d, inner, block.mlp_bias, false);
+    if (block.qk_norm) layer.q_norm = weight(c.head_dim), layer.k_norm = weight(c.head_dim);
     if (!converted(index)) return layer;
     const models::AttentionSpec& spec = input_.attention;
     const bool trained = input_.stage == PlanStage::transfer || input_.train_feature_maps;
@@ -114,7 +123,7 @@ Buffers Rehearsal::products(int64_t in, int64_t out, int64_t rounded_weight) con
     return buffers;
 }
 
-Ghost Rehearsal::embed(int64_t rows) {
+Ghost Rehearsal::embedding(int64_t rows) {
     Ghost out = tape_.make(rows * input_.config.hidden_size, dtype_);
     tape_.run(
         {.inputs = {embedding_},
@@ -124,9 +133,10 @@ Ghost Rehearsal::embed(int64_t rows) {
 }
 
 Ghost Rehearsal::rms_norm(const Ghost& x, const Ghost& weight) {
-    const Ghost rstd = tape_.make(rows_, DType::f32);
+    const int64_t rows = x.numel / weight.numel;
+    const Ghost rstd = tape_.make(rows, DType::f32);
     Ghost y = tape_.make(x.numel, x.dtype);
-    const Buffers dweight = weight.gradient ? rms_norm_weight_workspace(rows_, weight.numel, device_) : Buffers{};
+    const Buffers dweight = weight.gradient ? norm_weight_workspace(rows, weight.numel, device_) : Buffers{};
     tape_.run({.inputs = {x, weight}, .saved = {x, rstd}, .outputs = {&y}, .backward = {{Owner::transient, dweight}}});
     return y;
 }
@@ -134,7 +144,7 @@ Ghost Rehearsal::rms_norm(const Ghost& x, const Ghost& weight) {
 std::pair<Ghost, Ghost> Rehearsal::add_rms_norm(const Ghost& x, const Ghost& residual, const Ghost& weight) {
     const Ghost rstd = tape_.make(rows_, DType::f32);
     Ghost y = tape_.make(x.numel, x.dtype), sum = tape_.make(x.numel, x.dtype);
-    const Buffers dweight = weight.gradient ? rms_norm_weight_workspace(rows_, weight.numel, device_) : Buffers{};
+    const Buffers dweight = weight.gradient ? norm_weight_workspace(rows_, weight.numel, device_) : Buffers{};
     tape_.run({.inputs = {x, residual, weight},
                .saved = {sum, rstd},
                .outputs = {&y, &sum},
@@ -142,14 +152,38 @@ std::pair<Ghost, Ghost> Rehearsal::add_rms_norm(const Ghost& x, const Ghost& res
     return {y, sum};
 }
 
+Ghost Rehearsal::layer_norm(const Ghost& x, const Norm& norm) {
+    const Ghost mean = tape_.make(rows_, DType::f32), rstd = tape_.make(rows_, DType::f32);
+    Ghost y = tape_.make(x.numel, x.dtype);
+    const Buffers dweight = norm.weight.gradient ? norm_weight_workspace(rows_, norm.weight.numel, device_) : Buffers{};
+    tape_.run({.inputs = {x, norm.weight, norm.bias},
+               .saved = {x, mean, rstd},
+               .outputs = {&y},
+               .backward = {{Owner::transient, dweight}}});
+    return y;
+}
+
+Ghost Rehearsal::add(const Ghost& a, const Ghost& b) {
+    Ghost c = tape_.make(a.numel, a.dtype);
+    tape_.run({.inputs = {a, b}, .outputs = {&c}, .passes = true});
+    return c;
+}
+
+Ghost Rehearsal::scale(const Ghost& x) {
+    Ghost y = tape_.make(x.numel, x.dtype);
+    tape_.run({.inputs = {x}, .outputs = {&y}});
+    return y;
+}
+
 Ghost Rehearsal::linear(const Projection& p, const Ghost& x, const Ghost& residual) {
     Ghost y = tape_.make(rows_ * p.out, x.dtype);
     const Workspace work{Owner::products, products(p.in, p.out, p.weight.dtype == x.dtype ? 0 : p.weight.numel)};
-    tape_.run({.inputs = {x, p.weight, residual},
+    const Workspace dbias{Owner::transient, p.bias.gradient ? column_sum_workspace(rows_, p.out, device_) : Buffers{}};
+    tape_.run({.inputs = {x, p.weight, p.bias, residual},
                .saved = p.weight.gradient ? std::vector<Ghost>{x} : std::vector<Ghost>{},
                .outputs = {&y},
                .forward = {work},
-               .backward = {work},
+               .backward = {work, dbias},
                .passes = residual.gradient != nullptr});
     return y;
 }
@@ -178,9 +212,15 @@ Ghost Rehearsal::rope(const Ghost& x) {
     return y;
 }
 
-Ghost Rehearsal::swiglu(const Ghost& gate, const Ghost& up) {
+Ghost Rehearsal::gated(const Ghost& gate, const Ghost& up) {
     Ghost y = tape_.make(gate.numel, gate.dtype);
     tape_.run({.inputs = {gate, up}, .saved = {gate, up}, .outputs = {&y}});
+    return y;
+}
+
+Ghost Rehearsal::gelu(const Ghost& x) {
+    Ghost y = tape_.make(x.numel, x.dtype);
+    tape_.run({.inputs = {x}, .saved = {x}, .outputs = {&y}});
     return y;
 }
 
@@ -246,6 +286,7 @@ Ghost Rehearsal::linear_cross_entropy(const Ghost& hidden) {
         return tape_.recording() && input.gradient ? tape_.make(input.numel, dtype, Owner::loss) : Ghost{};
     };
     const Ghost dhidden = unit(hidden, hidden.dtype), dweight = unit(lm_head_, DType::f32);
+    const Ghost dbias = unit(head_bias_, DType::f32);
     const int64_t rows = hidden.numel / input_.config.hidden_size;
     const LossCall call{.rows = rows,
                         .labelled = rows - rows / input_.seq_len,
@@ -253,8 +294,8 @@ Ghost Rehearsal::linear_cross_entropy(const Ghost& hidden) {
                         .hidden = input_.config.hidden_size,
                         .dtype = hidden.dtype,
                         .weight_dtype = lm_head_.dtype};
-    tape_.run({.inputs = {hidden, lm_head_},
-               .saved = {dhidden, dweight},
+    tape_.run({.inputs = {hidden, lm_head_, head_bias_},
+               .saved = {dhidden, dweight, dbias},
                .outputs = {&loss},
                .forward = {{Owner::loss, loss_workspace(call, device_)},
                            {Owner::products, product_workspace({1024, call.vocabulary, call.hidden}, device_)}}});
@@ -263,9 +304,34 @@ Ghost Rehearsal::linear_cross_entropy(const Ghost& hidden) {
 
 // --- models/decoder/decoder.cpp ---
 
+Ghost Rehearsal::embed(int64_t rows) {
+    const Ghost h = embedding(rows);
+    return input_.config.block.scaled_embedding ? scale(h) : h;
+}
+
+Ghost Rehearsal::norm(const Ghost& x, const Norm& norm) {
+    return norm.bias.defined() ? layer_norm(x, norm) : rms_norm(x, norm.weight);
+}
+
+std::pair<Ghost, Ghost> Rehearsal::add_norm(const Ghost& x, const Ghost& residual, const Norm& norm) {
+    if (!norm.bias.defined()) return add_rms_norm(x, residual, norm.weight);
+    const Ghost sum = add(x, residual);
+    return {this->norm(sum, norm), sum};
+}
+
+Rehearsal::Qkv Rehearsal::project_only(const Layer& layer, const Ghost& h) {
+    const Ghost x = norm(h, layer.input_norm);
+    const auto heads = [&](const Projection& projection, const Ghost& head_norm) {
+        Ghost rows = forward(projection, x);
+        if (head_norm.defined()) rows = rms_norm(rows, head_norm);
+        return rows;
+    };
+    return {heads(layer.q, layer.q_norm), heads(layer.k, layer.k_norm), heads(layer.v, {})};
+}
+
 Rehearsal::Qkv Rehearsal::project(const Layer& layer, const Ghost& h) {
-    const Ghost x = rms_norm(h, layer.input_norm);
-    return {rope(forward(layer.q, x)), rope(forward(layer.k, x)), forward(layer.v, x)};
+    const Qkv x = project_only(layer, h);
+    return {rope(x.q), rope(x.k), x.v};
 }
 
 Ghost Rehearsal::attend(const Layer& layer, const Qkv& qkv, bool linearized) {
@@ -273,9 +339,19 @@ Ghost Rehearsal::attend(const Layer& layer, const Qkv& qkv, bool linearized) {
 }
 
 Ghost Rehearsal::finish(const Layer& layer, const Ghost& h, const Ghost& y) {
-    const auto [x, sum] = add_rms_norm(forward(layer.o, y), h, layer.post_attention_norm);
-    const Ghost inner = swiglu(linear(layer.gate, x), linear(layer.up, x));
-    return linear(layer.down, inner, sum);
+    if (input_.config.block.parallel) {
+        const Ghost sum = add(forward(layer.o, y), h);
+        return linear(layer.down, mlp_inner(layer, norm(h, layer.input_norm)), sum);
+    }
+    const auto [x, sum] = add_norm(forward(layer.o, y), h, layer.post_attention_norm);
+    return linear(layer.down, mlp_inner(layer, x), sum);
+}
+
+Ghost Rehearsal::mlp_inner(const Layer& layer, const Ghost& x) {
+    const Ghost up = linear(layer.up, x);
+    if (!input_.config.block.gated) return gelu(up);
+    const Ghost gate = linear(layer.gate, x);
+    return gated(gate, up);
 }
 
 Ghost Rehearsal::block(const Layer& layer, const Ghost& h, bool linearized) {
@@ -304,7 +380,7 @@ Ghost Rehearsal::hidden(int64_t batch, bool linearized, bool checkpoint_layers) 
     Ghost h = embed(rows_);
     for (const Layer& layer : layers_)
         h = checkpoint_layers ? checkpoint(layer, h, linearized) : block(layer, h, linearized);
-    return rms_norm(h, final_norm_);
+    return norm(h, final_norm_);
 }
 
 // --- train/attention_transfer.cpp ---

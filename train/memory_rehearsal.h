@@ -25,12 +25,16 @@ class Rehearsal {
 
   private:
     struct Projection {
-        Ghost weight, lora_a, lora_b;
+        Ghost weight, bias, lora_a, lora_b;
         int64_t in = 0, out = 0, rank = 0;
     };
+    struct Norm {
+        Ghost weight, bias;
+    };
     struct Layer {
-        Ghost input_norm, post_attention_norm;
+        Norm input_norm, post_attention_norm;
         Projection q, k, v, o, gate, up, down;
+        Ghost q_norm, k_norm;
         std::vector<Ghost> maps;  // wq, wk, biases, window factors; empty unless linearized
     };
     struct Qkv {
@@ -38,7 +42,9 @@ class Rehearsal {
     };
 
     Ghost parameter(int64_t numel, DType dtype, Owner owner, bool trained);
-    Projection projection(int64_t in, int64_t out, bool lora);
+    Ghost weight(int64_t numel);
+    Norm norm_weights();
+    Projection projection(int64_t in, int64_t out, bool bias, bool lora);
     Layer layer(int64_t index);
     bool converted(int64_t index) const;
     bool has_lora(int64_t index, std::string_view target) const;
@@ -46,18 +52,27 @@ class Rehearsal {
     std::vector<Workspace> attention_workspace(const AttentionCall& call, const Buffers& cuda, bool fused) const;
     Buffers products(int64_t in, int64_t out, int64_t rounded_weight) const;
 
-    Ghost embed(int64_t rows);
+    Ghost embedding(int64_t rows);
     Ghost rms_norm(const Ghost& x, const Ghost& weight);
     std::pair<Ghost, Ghost> add_rms_norm(const Ghost& x, const Ghost& residual, const Ghost& weight);
+    Ghost layer_norm(const Ghost& x, const Norm& norm);
+    Ghost add(const Ghost& a, const Ghost& b);
+    Ghost scale(const Ghost& x);
     Ghost forward(const Projection& projection, const Ghost& x);
     Ghost linear(const Projection& projection, const Ghost& x, const Ghost& residual = {});
     Ghost lora_linear(const Projection& projection, const Ghost& x);
     Ghost rope(const Ghost& x);
-    Ghost swiglu(const Ghost& gate, const Ghost& up);
+    Ghost gated(const Ghost& gate, const Ghost& up);  // swiglu, geglu
+    Ghost gelu(const Ghost& x);
     Ghost softmax_attention(const Qkv& qkv);
     Ghost linearized_attention(const Layer& layer, const Qkv& qkv);
     Ghost linear_cross_entropy(const Ghost& hidden);
 
+    Ghost embed(int64_t rows);
+    Ghost norm(const Ghost& x, const Norm& norm);
+    std::pair<Ghost, Ghost> add_norm(const Ghost& x, const Ghost& residual, const Norm& norm);
+    Ghost mlp_inner(const Layer& layer, const Ghost& x);
+    Qkv project_only(const Layer& layer, const Ghost& h);
     Qkv project(const Layer& layer, const Ghost& h);
     Ghost attend(const Layer& layer, const Qkv& qkv, bool linearized);
     Ghost finish(const Layer& layer, const Ghost& h, const Ghost& y);
@@ -77,7 +92,8 @@ class Rehearsal {
     Ledger& ledger_;
     GhostTape tape_;
     int64_t rows_ = 0, batch_ = 0;  // of the pass under way: tokens and chunks
-    Ghost embedding_, final_norm_, lm_head_, rope_cos_, rope_sin_;
+    Ghost embedding_, lm_head_, head_bias_, rope_cos_, rope_sin_;
+    Norm final_norm_;
     std::vector<Layer> layers_;
     std::vector<std::shared_ptr<GhostGradient>> parameter_gradients_;
     std::vector<int64_t> trained_sizes_;

@@ -226,10 +226,16 @@ Buffers embedding_backward_workspace(int64_t vocabulary, int64_t ids, DeviceType
     return {4 * (2 * vocabulary + 1), 4 * (vocabulary + 2 * ids)};
 }
 
-Buffers rms_norm_weight_workspace(int64_t rows, int64_t columns, DeviceType device) {
+Buffers norm_weight_workspace(int64_t rows, int64_t columns, DeviceType device) {
     if (device == DeviceType::cpu) return {};
     constexpr int64_t kRowsOfASlice = 64;  // and column_sum cuts those sums again
     return {kFloat * ceil_div(rows, kRowsOfASlice) * columns};
+}
+
+Buffers column_sum_workspace(int64_t rows, int64_t columns, DeviceType device) {
+    if (device == DeviceType::cpu) return {};
+    constexpr int64_t kRowsPerSlice = 256;
+    return {kFloat * ceil_div(rows, kRowsPerSlice) * columns};
 }
 
 }  // namespace lc::train::memory

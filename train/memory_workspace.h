@@ -57,8 +57,10 @@ struct LossCall {
 };
 Buffers loss_workspace(const LossCall& call, DeviceType device);
 
-// kernels/embedding/embedding.cu and kernels/rms_norm/rms_norm.cu: gradients of the table and of the norm's weight.
+// kernels/embedding/embedding.cu, kernels/common/cuda/norm_rows.cuh and column_sum.cu: gradients of the table, of a norm's weight
+// and of a bias.
 Buffers embedding_backward_workspace(int64_t vocabulary, int64_t ids, DeviceType device);
-Buffers rms_norm_weight_workspace(int64_t rows, int64_t columns, DeviceType device);
+Buffers norm_weight_workspace(int64_t rows, int64_t columns, DeviceType device);
+Buffers column_sum_workspace(int64_t rows, int64_t columns, DeviceType device);
 
 }  // namespace lc::train::memory

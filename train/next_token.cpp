@@ -39,7 +39,8 @@ double NextTokenStage::learn(const Batch& batch, const std::vector<double>& weig
     const int64_t parts = proportional ? 1 : rows, part = rows / parts * length;
     for (int64_t p = 0; p < parts; ++p) {
         const Tensor piece = parts == 1 ? flat : slice(flat, 0, p * part, part);
-        roots.push_back(linear_cross_entropy(piece, decoder_.lm_head(), labels.sliced(0, p * part, part)));
+        roots.push_back(
+            linear_cross_entropy(piece, decoder_.lm_head(), labels.sliced(0, p * part, part), decoder_.head_bias()));
         const double weight = parts == 1 ? total : weights[static_cast<size_t>(p)];
         factors.push_back(Tensor::full({}, weight, roots.back().dtype(), roots.back().device()));
         shares.push_back(weight);

@@ -4,10 +4,13 @@
 
 namespace lc::models {
 
-int64_t DecoderConfig::num_parameters() const {
-    const int64_t attention = hidden_size * head_dim * (2 * num_heads + 2 * num_kv_heads);
-    const int64_t layer = attention + 3 * hidden_size * intermediate_size + 2 * hidden_size;
-    return vocab_size * hidden_size * (tie_embeddings ? 1 : 2) + num_layers * layer + hidden_size;
+int64_t DecoderConfig::rotary_dim() const {
+    return static_cast<int64_t>(static_cast<double>(head_dim) * block.rotary_fraction);
+}
+
+int64_t DecoderConfig::window_of(int64_t layer) const {
+    const bool sliding = !window_layers.empty() && window_layers.at(static_cast<size_t>(layer));
+    return sliding && !ignore_sliding_window ? sliding_window : 0;
 }
 
 DecoderConfig decoder_config_from(const io::HfConfig& c) {
@@ -19,14 +22,16 @@ DecoderConfig decoder_config_from(const io::HfConfig& c) {
                          .num_kv_heads = c.num_key_value_heads,
                          .head_dim = c.head_dim,
                          .max_positions = c.max_position_embeddings,
-                         .norm_eps = c.rms_norm_eps,
+                         .norm_eps = c.norm_eps,
                          .tie_embeddings = c.tie_word_embeddings,
                          .rope = c.rope,
+                         .block = c.block,
+                         .sliding_window = c.sliding_window,
+                         .window_layers = c.window_layers,
                          .model_type = c.model_type,
                          .architecture = c.architecture,
                          .bos_token_ids = c.bos_token_ids,
                          .eos_token_ids = c.eos_token_ids,
-                         .sliding_window = c.sliding_window,
                          .uses_rope_parameters = c.uses_rope_parameters};
     return config;
 }
@@ -43,12 +48,14 @@ io::HfConfig hf_config_from(const DecoderConfig& c, DType dtype) {
     config.head_dim = c.head_dim;
     config.vocab_size = c.vocab_size;
     config.max_position_embeddings = c.max_positions;
-    config.rms_norm_eps = c.norm_eps;
+    config.norm_eps = c.norm_eps;
     config.rope = c.rope;
+    config.block = c.block;
     config.tie_word_embeddings = c.tie_embeddings;
     config.bos_token_ids = c.bos_token_ids;
     config.eos_token_ids = c.eos_token_ids;
     config.sliding_window = c.sliding_window;
+    config.window_layers = c.window_layers;
     config.uses_rope_parameters = c.uses_rope_parameters;
     switch (dtype) {
         case DType::f64:
@@ -85,6 +92,18 @@ void validate(const DecoderConfig& c) {
                c.num_kv_heads);
     LC_REQUIRE(Usage, c.head_dim % 2 == 0, "model config: head_dim must be even for rotary positions, got {}",
                c.head_dim);
+    LC_REQUIRE(Usage, c.rotary_dim() >= 2 && c.rotary_dim() % 2 == 0,
+               "model config: the rotated part of a head must be even and at least 2, got {} of {}", c.rotary_dim(),
+               c.head_dim);
+    LC_REQUIRE(Usage, c.block.gated || c.block.activation == io::Activation::gelu_tanh,
+               "model config: an MLP without a gate must have GELU");
+    LC_REQUIRE(Usage, !c.tie_embeddings || !c.block.head_bias, "model config: a tied head has no bias");
+    LC_REQUIRE(
+        Usage,
+        c.window_layers.empty() ? c.sliding_window == 0
+                                : std::ssize(c.window_layers) == c.num_layers && c.sliding_window >= 1,
+        "model config: a window needs its size and must say of each of {} layers whether it has it, got {} for {}",
+        c.num_layers, c.sliding_window, c.window_layers.size());
     LC_REQUIRE(Usage, c.norm_eps > 0, "model config: rms_norm_eps must be above 0, got {}", c.norm_eps);
     LC_REQUIRE(Usage, c.rope.theta > 0, "model config: rope_theta must be above 0, got {}", c.rope.theta);
 }

@@ -1,4 +1,4 @@
-// The shape of a Llama-family decoder.
+// The shape of a decoder, and how its blocks differ from Llama's.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -15,14 +15,19 @@ struct DecoderConfig {
     double norm_eps = 1e-5;
     bool tie_embeddings = false;
     io::RopeConfig rope;
+    io::BlockConfig block;
+    int64_t sliding_window = 0;       // keys that softmax attention sees in window_layers; 0: all
+    std::vector<bool> window_layers;  // empty without a window
+    bool ignore_sliding_window = false;
 
     // Carried for the files that we write; the computation does not depend on these.
     std::string model_type = "llama", architecture = "LlamaForCausalLM";
     std::vector<int64_t> bos_token_ids, eos_token_ids;
-    int64_t sliding_window = 0;
     bool uses_rope_parameters = false;
 
-    int64_t num_parameters() const;  // tied ones once
+    int64_t num_parameters() const;          // tied ones once
+    int64_t rotary_dim() const;              // numbers of a head that are rotated
+    int64_t window_of(int64_t layer) const;  // of softmax attention, of a layer of the whole model; 0: all keys
 };
 
 DecoderConfig decoder_config_from(const io::HfConfig& config);

@@ -1,12 +1,18 @@
 // The forward pass. Loading is in weights.cpp, parameter groups in parameters.cpp, conversion in linearize.cpp.
 #include "models/decoder/decoder.h"
 
+#include <cmath>
+
 #include "autograd/checkpoint.h"
+#include "autograd/ops/add.h"
 #include "autograd/ops/embedding.h"
+#include "autograd/ops/gelu.h"
+#include "autograd/ops/layer_norm.h"
 #include "autograd/ops/linear.h"
 #include "autograd/ops/lora_linear.h"
 #include "autograd/ops/rms_norm.h"
 #include "autograd/ops/rope.h"
+#include "autograd/ops/scale.h"
 #include "autograd/ops/softmax_attention.h"
 #include "autograd/ops/swiglu.h"
 #include "autograd/ops/views.h"
@@ -15,7 +21,7 @@
 namespace lc::models {
 
 Tensor Projection::forward(const Tensor& x) const {
-    return lora_a.defined() ? lora_linear(x, weight, lora_a, lora_b, lora_scale) : linear(x, weight);
+    return lora_a.defined() ? lora_linear(x, weight, lora_a, lora_b, lora_scale, bias) : linear(x, weight, bias);
 }
 
 kernels::LinearizedSpec effective_spec(const AttentionSpec& spec, Terms terms) {
@@ -36,7 +42,23 @@ const DecoderLayer& Decoder::checked_layer(int64_t index) const {
 
 Tensor Decoder::embed(const Tensor& ids) const {
     LC_CHECK(embedding_.defined() && first_layer_ == 0, "decoder: layers from {} on have no embedding", first_layer_);
-    return embedding(embedding_, ids, dtype());
+    const Tensor h = embedding(embedding_, ids, dtype());
+    if (!config_.block.scaled_embedding) return h;
+    // Rounded as the weights are: what the models were trained with.
+    const double factor = std::sqrt(static_cast<double>(config_.hidden_size));
+    return scale(h, Tensor::full({}, factor, dtype()).item());
+}
+
+Tensor Decoder::norm(const Tensor& x, const Norm& norm) const {
+    if (config_.block.norm == io::NormKind::layer) return layer_norm(x, norm.weight, norm.bias, config_.norm_eps);
+    return rms_norm(x, norm.weight, config_.norm_eps, config_.block.norm_offset);
+}
+
+std::pair<Tensor, Tensor> Decoder::add_norm(const Tensor& x, const Tensor& residual, const Norm& norm) const {
+    if (config_.block.norm == io::NormKind::rms)
+        return add_rms_norm(x, residual, norm.weight, config_.norm_eps, config_.block.norm_offset);
+    const Tensor sum = add(x, residual);
+    return {this->norm(sum, norm), sum};
 }
 
 Qkv Decoder::project(int64_t index, const Tensor& h, int64_t position) const {
@@ -58,17 +80,20 @@ Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
     LC_CHECK(h.rank() == 3 && h.size(2) == config_.hidden_size, "decoder: h must be [B,T,{}], got {}",
              config_.hidden_size, h.shape());
     const int64_t batch = h.size(0), length = h.size(1), d = config_.head_dim;
-    const Tensor x = rms_norm(h, layer.input_norm, config_.norm_eps);
-    const auto heads = [&](const Projection& projection, int64_t count) {
-        return permute(reshape(projection.forward(x), {batch, length, count, d}), {0, 2, 1, 3});
+    const Tensor x = norm(h, layer.input_norm);
+    const auto heads = [&](const Projection& projection, int64_t count, const Tensor& head_norm) {
+        Tensor rows = reshape(projection.forward(x), {batch, length, count, d});
+        if (head_norm.defined()) rows = rms_norm(rows, head_norm, config_.norm_eps, config_.block.norm_offset);
+        return permute(rows, {0, 2, 1, 3});
     };
-    return {heads(layer.q, config_.num_heads), heads(layer.k, config_.num_kv_heads),
-            heads(layer.v, config_.num_kv_heads)};
+    return {heads(layer.q, config_.num_heads, layer.q_norm), heads(layer.k, config_.num_kv_heads, layer.k_norm),
+            heads(layer.v, config_.num_kv_heads, {})};
 }
 
 Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms terms) const {
     const DecoderLayer& layer = checked_layer(index);
-    if (mode == AttentionMode::Softmax || !layer.linearized) return softmax_attention(qkv.q, qkv.k, qkv.v);
+    if (mode == AttentionMode::Softmax || !layer.linearized)
+        return softmax_attention(qkv.q, qkv.k, qkv.v, window_of(index));
     const kernels::LinearizedSpec spec = effective_spec(*attention_, terms);
     if (spec.window == kernels::WindowKind::none) return linear_attention(qkv.q, qkv.k, qkv.v, layer.maps, spec).y;
     if (attention_->reference && terms == Terms::Both)
@@ -79,21 +104,39 @@ Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms 
 Tensor Decoder::finish(int64_t index, const Tensor& h, const Tensor& y) const {
     const DecoderLayer& layer = checked_layer(index);
     const Tensor rows = reshape(permute(y, {0, 2, 1, 3}), {h.size(0), h.size(1), config_.num_heads * config_.head_dim});
-    const auto [x, sum] = add_rms_norm(layer.o.forward(rows), h, layer.post_attention_norm, config_.norm_eps);
-    const Tensor inner = swiglu(linear(x, layer.gate), linear(x, layer.up));
-    return linear(inner, layer.down, {}, sum);
+    if (config_.block.parallel) {
+        const Tensor sum = add(layer.o.forward(rows), h);
+        return linear(mlp_inner(layer, norm(h, layer.input_norm)), layer.down, layer.down_bias, sum);
+    }
+    const auto [x, sum] = add_norm(layer.o.forward(rows), h, layer.post_attention_norm);
+    return linear(mlp_inner(layer, x), layer.down, layer.down_bias, sum);
+}
+
+Tensor Decoder::mlp_inner(const DecoderLayer& layer, const Tensor& x) const {
+    const Tensor up = linear(x, layer.up, layer.up_bias);
+    if (!config_.block.gated) return gelu(up);
+    const Tensor gate = linear(x, layer.gate, layer.gate_bias);
+    return config_.block.activation == io::Activation::silu ? swiglu(gate, up) : geglu(gate, up);
 }
 
 Tensor Decoder::final_norm(const Tensor& h) const {
-    LC_CHECK(final_norm_.defined(), "decoder: layers up to {} of {} have no final norm", first_layer_ + num_layers(),
-             config_.num_layers);
-    return rms_norm(h, final_norm_, config_.norm_eps);
+    LC_CHECK(final_norm_.weight.defined(), "decoder: layers up to {} of {} have no final norm",
+             first_layer_ + num_layers(), config_.num_layers);
+    return norm(h, final_norm_);
 }
 
 const Tensor& Decoder::lm_head() const {
-    LC_CHECK(final_norm_.defined(), "decoder: layers up to {} of {} have no head", first_layer_ + num_layers(),
+    LC_CHECK(final_norm_.weight.defined(), "decoder: layers up to {} of {} have no head", first_layer_ + num_layers(),
              config_.num_layers);
     return config_.tie_embeddings ? embedding_ : lm_head_;
+}
+
+const Tensor& Decoder::head_bias() const {
+    return head_bias_;
+}
+
+int64_t Decoder::window_of(int64_t layer) const {
+    return config_.window_of(first_layer_ + layer);
 }
 
 Tensor Decoder::hidden(const Tensor& ids, const ForwardOptions& options) const {
@@ -108,11 +151,11 @@ Tensor Decoder::hidden(const Tensor& ids, const ForwardOptions& options) const {
 }
 
 Tensor Decoder::logits_of(const Tensor& h) const {
-    return reshape(linear(final_norm(h), lm_head()), {h.size(0) * h.size(1), config_.vocab_size});
+    return reshape(linear(final_norm(h), lm_head(), head_bias()), {h.size(0) * h.size(1), config_.vocab_size});
 }
 
 Tensor Decoder::logits(const Tensor& ids, const ForwardOptions& options) const {
-    return linear(hidden(ids, options), lm_head());
+    return linear(hidden(ids, options), lm_head(), head_bias());
 }
 
 }  // namespace lc::models

@@ -1,8 +1,12 @@
-// One decoder for the whole Llama family, driven by its config: pre-norm blocks, grouped-query attention, RoPE, SwiGLU.
+// One decoder for Llama and its relatives, driven by its config: pre-norm blocks, grouped-query attention, RoPE, gated MLP.
 //
 //   h = embed(ids)
 //   each layer:  q,k,v = rope(project(norm(h)));  y = attention(q,k,v);  h = h + o(y);  h = h + mlp(norm(h))
 //   logits = lm_head(norm(h))
+//
+// Families differ by a few independent switches (io::BlockConfig): kind of norm, biases, activation, norms of q and k, part of a
+// head that is rotated, scale of the embedding, sliding windows; and blocks may be parallel, h = h + o(y) + mlp(norm(h)) with
+// the norm that q, k and v came from.
 //
 // The pieces are public because stage 1 walks the layers itself: the teacher's y goes on to the next layer while the
 // student's y is only compared with it. What a forward shall do is an argument (AttentionMode), not a state of the
@@ -32,9 +36,13 @@ enum class AttentionMode : uint8_t {
 };  // Linearized: layers that `linearize` converted; others softmax
 enum class Terms : uint8_t { Both, WindowOnly, LinearOnly };  // diagnosis of hybrids; Both is the model
 
+struct Norm {
+    Tensor weight, bias;  // [D]; no bias: an RMS norm's
+};
+
 // A frozen weight and, if adapted, its LoRA pair.
 struct Projection {
-    Tensor weight;          // [Out,In]
+    Tensor weight, bias;    // [Out,In], [Out]; no bias in most families
     Tensor lora_a, lora_b;  // [R,In], [Out,R]; undefined: none
     double lora_scale = 0;  // alpha / R
     Tensor forward(const Tensor& x) const;
@@ -42,11 +50,13 @@ struct Projection {
 };
 
 struct DecoderLayer {
-    Tensor input_norm, post_attention_norm;  // [D]
+    Norm input_norm, post_attention_norm;  // the latter not in parallel blocks
     Projection q, k, v, o;
-    Tensor gate, up, down;  // [I,D], [I,D], [D,I]
-    FeatureMaps maps;       // undefined unless linearized
-    Tensor mix_logit;       // [H], hybrid only
+    Tensor q_norm, k_norm;                 // [head_dim], some families
+    Tensor gate, up, down;                 // [I,D], [I,D], [D,I]; no gate in some families
+    Tensor gate_bias, up_bias, down_bias;  // [I], [I], [D]; some families
+    FeatureMaps maps;                      // undefined unless linearized
+    Tensor mix_logit;                      // [H], hybrid only
     bool linearized = false;
 };
 
@@ -60,6 +70,7 @@ struct LoadOptions {
     Placement placement;
     bool follow_symlinks = true;
     LayerRange layers;
+    bool ignore_sliding_window = false;  // softmax attention over all keys, as the authors of LoLCATs ran Mistral
 };
 
 struct LoraSpec {
@@ -126,7 +137,9 @@ class Decoder {
     Tensor attend(int64_t layer, const Qkv& qkv, AttentionMode mode, Terms terms = Terms::Both) const;
     Tensor finish(int64_t layer, const Tensor& h, const Tensor& y) const;  // the next layer's h
     Tensor final_norm(const Tensor& h) const;
-    const Tensor& lm_head() const;  // [V,D]; the embedding when tied
+    const Tensor& lm_head() const;           // [V,D]; the embedding when tied
+    const Tensor& head_bias() const;         // [V]; undefined in most families
+    int64_t window_of(int64_t layer) const;  // of softmax attention; 0: all keys
 
     struct ForwardOptions {
         AttentionMode mode = AttentionMode::Softmax;
@@ -153,10 +166,12 @@ class Decoder {
     void set_trainable(const std::vector<NamedTensor>& parameters);
 
   private:
+    enum class Role : uint8_t { matrix, residual, norm, bias };  // residual: a matrix whose product is added to h
     struct WeightSlot {
         std::string name;  // Hugging Face's
         Tensor* tensor;
         Shape shape;
+        Role role = Role::matrix;
     };
     Decoder(const DecoderConfig& config, LayerRange layers, const Placement& placement);
     void make_rope_table();
@@ -164,15 +179,22 @@ class Decoder {
     std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
     void linearize_layer(int64_t layer, uint64_t seed);
     const DecoderLayer& checked_layer(int64_t index) const;
+    void add_layer_slots(int64_t layer, std::vector<WeightSlot>& slots);
+    void add_norm_slots(const std::string& name, Norm& norm, std::vector<WeightSlot>& slots) const;
     // q, k, v [B,H,T,D] before rotation
     Qkv project_only(int64_t layer, const Tensor& h) const;
+    Tensor norm(const Tensor& x, const Norm& norm) const;
+    std::pair<Tensor, Tensor> add_norm(const Tensor& x, const Tensor& residual,
+                                       const Norm& norm) const;          // of the sum; the sum
+    Tensor mlp_inner(const DecoderLayer& layer, const Tensor& x) const;  // before `down`
 
     DecoderConfig config_;
     Placement placement_;
     int64_t first_layer_ = 0;
-    Tensor embedding_, final_norm_, lm_head_;  // lm_head_ undefined when tied
+    Tensor embedding_, lm_head_, head_bias_;  // lm_head_ undefined when tied
+    Norm final_norm_;
     std::vector<DecoderLayer> layers_;
-    Tensor rope_cos_, rope_sin_;  // [max_positions, D/2]
+    Tensor rope_cos_, rope_sin_;  // [max_positions, R/2], R numbers of a head rotated
     std::optional<AttentionSpec> attention_;
     std::optional<LoraSpec> lora_;
 };
@@ -180,6 +202,10 @@ class Decoder {
 // The projection of a layer by its name in files ("q_proj", "k_proj", "v_proj", "o_proj"); nullptr for another name.
 Projection* find_projection(DecoderLayer& layer, std::string_view name);
 inline constexpr std::array<std::string_view, 4> kProjectionNames = {"q_proj", "k_proj", "v_proj", "o_proj"};
+
+// What the model's files call a projection (Phi: "dense" for "o_proj"), and the reverse, which leaves other names as they are.
+std::string file_name_of(const DecoderConfig& config, std::string_view projection);
+std::string projection_of(const DecoderConfig& config, std::string_view file_name);
 
 // What kernels run for a layer of this spec: LinearOnly takes the window away, WindowOnly the linear branch (Usage
 // error for pure linear attention, which would have nothing left).

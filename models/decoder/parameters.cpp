@@ -43,7 +43,8 @@ std::vector<NamedTensor> Decoder::lora_parameters() const {
         for (const std::string_view name : kProjectionNames) {
             const Projection& projection = *find_projection(layer, name);
             if (!projection.lora_a.defined()) continue;
-            const std::string prefix = fmt::format("base_model.model.{}self_attn.{}.", layer_name(i), name);
+            const std::string prefix =
+                fmt::format("base_model.model.{}self_attn.{}.", layer_name(i), file_name_of(config_, name));
             parameters.push_back({prefix + "lora_A.weight", projection.lora_a});
             parameters.push_back({prefix + "lora_B.weight", projection.lora_b});
         }
@@ -71,6 +72,14 @@ Projection* find_projection(DecoderLayer& layer, std::string_view name) {
     if (name == "v_proj") return &layer.v;
     if (name == "o_proj") return &layer.o;
     return nullptr;
+}
+
+std::string file_name_of(const DecoderConfig& config, std::string_view projection) {
+    return config.block.phi_names && projection == "o_proj" ? "dense" : std::string(projection);
+}
+
+std::string projection_of(const DecoderConfig& config, std::string_view file_name) {
+    return config.block.phi_names && file_name == "dense" ? "o_proj" : std::string(file_name);
 }
 
 }  // namespace lc::models

@@ -23,7 +23,7 @@ void require_shape(const io::SafetensorsFile& file, const io::TensorInfo& info, 
                "{}: tensor '{}' must hold floating-point numbers, got {}", file.path().string(), info.name, info.dtype);
 }
 
-// A tensor that is no part of the architecture means another model (a bias, a norm on q and k, more layers): computing
+// A tensor that is no part of the architecture means another model (a bias, a norm, more layers than it says): computing
 // without it would give wrong results. Old files carry the rotary frequencies, tied ones a copy of the embedding.
 void refuse_strangers(const io::SafetensorsModel& model, const std::set<std::string>& known, bool tied) {
     for (const std::string& name : model.names()) {
@@ -56,39 +56,70 @@ Decoder::Decoder(const DecoderConfig& config, LayerRange layers, const Placement
 }
 
 void Decoder::make_rope_table() {
-    const RopeTable table = rope_table(config_.rope, config_.head_dim, config_.max_positions, placement_.wide());
+    const RopeTable table = rope_table(config_.rope, config_.rotary_dim(), config_.max_positions, placement_.wide());
     rope_cos_ = table.cos.to(device()), rope_sin_ = table.sin.to(device());
 }
 
+void Decoder::add_layer_slots(int64_t index, std::vector<WeightSlot>& slots) {
+    const io::BlockConfig& block = config_.block;
+    const int64_t d = config_.hidden_size, inner = config_.intermediate_size, head = config_.head_dim;
+    const int64_t q = config_.num_heads * head, kv = config_.num_kv_heads * head;
+    DecoderLayer& layer = this->layer(index);
+    const std::string name = layer_name(index), attention = name + "self_attn.", mlp = name + "mlp.";
+    const auto matrix = [&](const std::string& what, Tensor& weight, Shape shape, Role role, Tensor* bias) {
+        slots.push_back({what + ".weight", &weight, shape, role});
+        if (bias) slots.push_back({what + ".bias", bias, {shape[0]}, Role::bias});
+    };
+    const auto projection = [&](const char* what, Projection& p, Shape shape, Role role, bool bias) {
+        matrix(attention + file_name_of(config_, what), p.weight, shape, role, bias ? &p.bias : nullptr);
+    };
+    add_norm_slots(name + "input_layernorm", layer.input_norm, slots);
+    projection("q_proj", layer.q, {q, d}, Role::matrix, block.qkv_bias);
+    projection("k_proj", layer.k, {kv, d}, Role::matrix, block.qkv_bias);
+    projection("v_proj", layer.v, {kv, d}, Role::matrix, block.qkv_bias);
+    if (block.qk_norm) slots.push_back({attention + "q_norm.weight", &layer.q_norm, {head}, Role::norm});
+    if (block.qk_norm) slots.push_back({attention + "k_norm.weight", &layer.k_norm, {head}, Role::norm});
+    projection("o_proj", layer.o, {d, q}, Role::residual, block.o_bias);
+    if (!block.parallel) add_norm_slots(name + "post_attention_layernorm", layer.post_attention_norm, slots);
+    const bool bias = block.mlp_bias;
+    if (block.gated) matrix(mlp + "gate_proj", layer.gate, {inner, d}, Role::matrix, bias ? &layer.gate_bias : nullptr);
+    matrix(mlp + (block.phi_names ? "fc1" : "up_proj"), layer.up, {inner, d}, Role::matrix,
+           bias ? &layer.up_bias : nullptr);
+    matrix(mlp + (block.phi_names ? "fc2" : "down_proj"), layer.down, {d, inner}, Role::residual,
+           bias ? &layer.down_bias : nullptr);
+}
+
+void Decoder::add_norm_slots(const std::string& name, Norm& norm, std::vector<WeightSlot>& slots) const {
+    const Shape shape{config_.hidden_size};
+    slots.push_back({name + ".weight", &norm.weight, shape, Role::norm});
+    if (config_.block.norm == io::NormKind::layer) slots.push_back({name + ".bias", &norm.bias, shape, Role::bias});
+}
+
 std::vector<Decoder::WeightSlot> Decoder::weight_slots() {
-    const int64_t d = config_.hidden_size, inner = config_.intermediate_size;
-    const int64_t q = config_.num_heads * config_.head_dim, kv = config_.num_kv_heads * config_.head_dim;
+    const Shape table{config_.vocab_size, config_.hidden_size};
     const bool last = first_layer_ + num_layers() == config_.num_layers;
     std::vector<WeightSlot> slots;
     if (first_layer_ == 0 || (last && config_.tie_embeddings))
-        slots.push_back({"model.embed_tokens.weight", &embedding_, {config_.vocab_size, d}});
-    for (int64_t i = 0; i < num_layers(); ++i) {
-        DecoderLayer& layer = this->layer(i);
-        const std::string name = layer_name(i);
-        slots.push_back({name + "input_layernorm.weight", &layer.input_norm, {d}});
-        slots.push_back({name + "self_attn.q_proj.weight", &layer.q.weight, {q, d}});
-        slots.push_back({name + "self_attn.k_proj.weight", &layer.k.weight, {kv, d}});
-        slots.push_back({name + "self_attn.v_proj.weight", &layer.v.weight, {kv, d}});
-        slots.push_back({name + "self_attn.o_proj.weight", &layer.o.weight, {d, q}});
-        slots.push_back({name + "post_attention_layernorm.weight", &layer.post_attention_norm, {d}});
-        slots.push_back({name + "mlp.gate_proj.weight", &layer.gate, {inner, d}});
-        slots.push_back({name + "mlp.up_proj.weight", &layer.up, {inner, d}});
-        slots.push_back({name + "mlp.down_proj.weight", &layer.down, {d, inner}});
-    }
-    if (last) slots.push_back({"model.norm.weight", &final_norm_, {d}});
-    if (last && !config_.tie_embeddings) slots.push_back({"lm_head.weight", &lm_head_, {config_.vocab_size, d}});
+        slots.push_back({"model.embed_tokens.weight", &embedding_, table});
+    for (int64_t i = 0; i < num_layers(); ++i) add_layer_slots(i, slots);
+    if (!last) return slots;
+    add_norm_slots(config_.block.phi_names ? "model.final_layernorm" : "model.norm", final_norm_, slots);
+    if (!config_.tie_embeddings) slots.push_back({"lm_head.weight", &lm_head_, table});
+    if (config_.block.head_bias) slots.push_back({"lm_head.bias", &head_bias_, {config_.vocab_size}, Role::bias});
     return slots;
+}
+
+int64_t DecoderConfig::num_parameters() const {
+    int64_t count = 0;
+    for (const Decoder::WeightShape& weight : Decoder::base_weights(*this)) count += numel_of(weight.shape);
+    return count;
 }
 
 Decoder Decoder::load(const std::filesystem::path& directory, const LoadOptions& options) {
     if (io::is_gguf(directory))
         return load_gguf(io::GgufFile(directory, {.follow_symlinks = options.follow_symlinks}), options);
-    const DecoderConfig config = decoder_config_from(io::load_hf_config(directory));
+    DecoderConfig config = decoder_config_from(io::load_hf_config(directory));
+    config.ignore_sliding_window = options.ignore_sliding_window;
     return load(io::SafetensorsModel(directory, {.follow_symlinks = options.follow_symlinks}), config, options);
 }
 
@@ -132,11 +163,12 @@ Decoder Decoder::random(const DecoderConfig& config, uint64_t seed, const Placem
     const DType dtype = train ? placement.wide() : placement.dtype;
     uint64_t stream = 0;
     for (const WeightSlot& slot : decoder.weight_slots()) {
-        const bool residual = slot.name.ends_with("o_proj.weight") || slot.name.ends_with("down_proj.weight");
-        const double deviation = residual ? 0.02 / std::sqrt(2.0 * static_cast<double>(config.num_layers)) : 0.02;
-        Tensor weight = slot.shape.rank() == 1
-                            ? Tensor::full(slot.shape, 1, dtype, placement.device)
-                            : normal_tensor(slot.shape, deviation, Random(seed, stream), dtype, placement.device);
+        const bool vector = slot.role == Role::norm || slot.role == Role::bias;
+        const double constant = slot.role == Role::norm ? 1 - config.block.norm_offset : 0;
+        const double deviation =
+            slot.role == Role::residual ? 0.02 / std::sqrt(2.0 * static_cast<double>(config.num_layers)) : 0.02;
+        Tensor weight = vector ? Tensor::full(slot.shape, constant, dtype, placement.device)
+                               : normal_tensor(slot.shape, deviation, Random(seed, stream), dtype, placement.device);
         *slot.tensor = train ? trainable(std::move(weight)) : frozen(std::move(weight));
         ++stream;
     }

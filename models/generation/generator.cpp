@@ -90,6 +90,16 @@ void append(Tensor& buffer, int64_t position, const Tensor& fresh, int64_t limit
     buffer.sliced(2, position, fresh.size(2)).copy_from(fresh);
 }
 
+// What the last `queries` of `length` positions see of a cache of keys or values: all of it, or the end that windows reach.
+struct VisiblePart {
+    int64_t first, count, window;
+    VisiblePart(int64_t length, int64_t queries, int64_t window_size)
+        : first(window_size > 0 ? std::max<int64_t>(0, length - queries + 1 - window_size) : 0),
+          count(length - first),
+          window(window_size) {}
+    Tensor of(const Tensor& cache) const { return cache.sliced(2, first, count); }
+};
+
 }  // namespace
 
 DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t batch, Terms terms)
@@ -202,7 +212,8 @@ Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) cons
     const int64_t length = state.position_ + qkv.k.size(2);
     append(cache.keys, state.position_, qkv.k, decoder_.config().max_positions);
     append(cache.values, state.position_, qkv.v, decoder_.config().max_positions);
-    return softmax_attention(qkv.q, cache.keys.sliced(2, 0, length), cache.values.sliced(2, 0, length));
+    const VisiblePart seen(length, qkv.q.size(2), decoder_.window_of(index));
+    return softmax_attention(qkv.q, seen.of(cache.keys), seen.of(cache.values), seen.window);
 }
 
 // Sequence i is row i of q, k and v [N,H,1,D]; rows beyond the sequences are padding and give zeros.
@@ -221,11 +232,13 @@ Tensor Generator::attend_each(std::span<DecodeState* const> states, int64_t inde
         const int64_t length = state.position_ + 1;
         append(cache.keys, state.position_, own.k, decoder_.config().max_positions);
         append(cache.values, state.position_, own.v, decoder_.config().max_positions);
+        const VisiblePart seen(length, 1, decoder_.window_of(index));
         kernels::softmax_attention_forward({.q = own.q.view(),
-                                            .k = cache.keys.sliced(2, 0, length).view(),
-                                            .v = cache.values.sliced(2, 0, length).view(),
+                                            .k = seen.of(cache.keys).view(),
+                                            .v = seen.of(cache.values).view(),
                                             .y = y_own.view(),
-                                            .lse = {}},
+                                            .lse = {},
+                                            .window = seen.window},
                                            current_stream(y.device()));
     };
     if (y.device().is_cpu() && count > 1)

@@ -7,6 +7,8 @@ namespace lc::models {
 
 ModelIdentity identify(const ModelSource& source, const std::filesystem::path& run) {
     ModelIdentity identity{.model_hash = hash_of(source), .run_hash = {}};
+    if (source.ignore_sliding_window)  // the same weights, another model
+        identity.model_hash = io::xxh3_128_hex(identity.model_hash + " without sliding window");
     if (run.empty()) return identity;
     std::string files;
     for (const std::string_view name : {std::string_view(io::kFeatureMapsName), std::string_view("adapter_config.json"),

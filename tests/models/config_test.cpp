@@ -44,6 +44,35 @@ TEST(Rope, Llama3Scaling) {
     EXPECT_NEAR(s[63], 3.06892599e-7, 1e-15);
 }
 
+TEST(Rope, LinearAndDynamicScaling) {
+    io::RopeConfig plain, scaled;
+    scaled.factor = 4;
+    const auto f = rope_frequencies(plain, 32);
+    scaled.type = io::RopeType::dynamic;
+    EXPECT_EQ(rope_frequencies(scaled, 32), f);
+    scaled.type = io::RopeType::linear;
+    const auto s = rope_frequencies(scaled, 32);
+    for (size_t i = 0; i < f.size(); ++i) EXPECT_EQ(s[i], f[i] / 4);
+}
+
+// theta 10000, 128 numbers, 4096 original positions: 32 turns end at dimension 20.9, one turn at 45.2.
+TEST(Rope, YarnScaling) {
+    io::RopeConfig plain, scaled;
+    scaled.type = io::RopeType::yarn;
+    scaled.factor = 16, scaled.original_max_position_embeddings = 4096, scaled.attention_factor = 1.25;
+    const auto f = rope_frequencies(plain, 128), s = rope_frequencies(scaled, 128);
+    for (size_t i = 0; i < 64; ++i) {
+        const double divided = std::clamp((static_cast<double>(i) - 20) / (46 - 20), 0.0, 1.0);
+        EXPECT_NEAR(s[i], f[i] * (1 - divided) + f[i] / 16 * divided, 1e-16 + 1e-14 * f[i]) << i;
+    }
+    scaled.truncate = false;
+    EXPECT_LT(rope_frequencies(scaled, 128)[46], s[46] * (1 + 1e-12));
+    EXPECT_GT(rope_frequencies(scaled, 128)[21], s[21]);
+    const RopeTable table = rope_table(scaled, 128, 3, DType::f64);
+    EXPECT_EQ((table.cos.as<double, 2>()(0, 5)), 1.25);
+    EXPECT_EQ((table.sin.as<double, 2>()(2, 0)), 1.25 * std::sin(2.0));
+}
+
 TEST(Rope, TableIsRoundedFromDouble) {
     io::RopeConfig rope;
     const RopeTable f32 = rope_table(rope, 4, 300, DType::f32), f64 = rope_table(rope, 4, 300, DType::f64);
@@ -61,7 +90,9 @@ TEST(Config, ParameterCountsOfPublishedModels) {
     const std::pair<const char*, int64_t> models[] = {
         {"Llama-3-8B", 8030261248},       {"Llama-3.1-8B", 8030261248}, {"Llama-3.1-70B", 70553706496},
         {"Llama-3.1-405B", 405853388800}, {"Llama-3.2-1B", 1235814400}, {"Llama-3.2-3B", 3212749824},
-        {"Mistral-7B-v0.1", 7241732096},  {"SmolLM2-135M", 134515008},  {"TinyLlama-1.1B", 1100048384}};
+        {"Mistral-7B-v0.1", 7241732096},  {"SmolLM2-135M", 134515008},  {"TinyLlama-1.1B", 1100048384},
+        {"Phi-1.5", 1418270720},          {"Qwen2.5-0.5B", 494032768},  {"Qwen2.5-7B", 7615616512},
+        {"Qwen3-0.6B", 596049920}};
     for (const auto& [name, parameters] : models)
         EXPECT_EQ(decoder_config_from(io::load_hf_config(*assets / "configs" / name)).num_parameters(), parameters)
             << name;
@@ -90,6 +121,10 @@ TEST(Config, ImpossibleShapesAreRefused) {
     EXPECT_THAT(refused([](auto& c) { c.head_dim = 5; }), HasSubstr("head_dim must be even"));
     EXPECT_THAT(refused([](auto& c) { c.num_layers = 0; }), HasSubstr("num_hidden_layers"));
     EXPECT_THAT(refused([](auto& c) { c.norm_eps = 0; }), HasSubstr("rms_norm_eps"));
+    EXPECT_THAT(refused([](auto& c) { c.block.gated = false; }), HasSubstr("GELU"));
+    EXPECT_THAT(refused([](auto& c) { c.block.head_bias = true; }), HasSubstr("tied head"));
+    EXPECT_THAT(refused([](auto& c) { c.block.rotary_fraction = 0.5; }), HasSubstr("got 3 of 6"));
+    EXPECT_THAT(refused([](auto& c) { c.sliding_window = 4; }), HasSubstr("window"));
 }
 
 TEST(AttentionSpec, DefaultsAreThoseOfThePaper) {

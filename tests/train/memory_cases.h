@@ -42,7 +42,7 @@ inline models::DecoderConfig config_of(int64_t heads, int64_t kv_heads, int64_t 
     return config;
 }
 
-// Three models, each with an attention, LoRA targets and batches of its own.
+// Models that differ in attention, LoRA targets and batches, and in what blocks are made of.
 inline std::vector<PlanInput> models_under_test() {
     PlanInput sliding{.config = config_of(4, 4, 64, true), .batch_size = 2, .accumulate = 1, .seq_len = 384};
     sliding.eval_batch = 2;
@@ -56,12 +56,28 @@ inline std::vector<PlanInput> models_under_test() {
     linear.attention.kind = AttentionKind::linear, linear.attention.heads = models::FeatureHeads::kv;
     linear.attention.softmax_layers = {0, 2};
     linear.unequal_labels = true;
-    return {sliding, wide, linear};
+    PlanInput phi{.config = config_of(4, 4, 80, false), .batch_size = 2, .accumulate = 2, .seq_len = 256};
+    phi.config.block = {.norm = io::NormKind::layer,
+                        .activation = io::Activation::gelu_tanh,
+                        .gated = false,
+                        .parallel = true,
+                        .qkv_bias = true,
+                        .o_bias = true,
+                        .mlp_bias = true,
+                        .head_bias = true,
+                        .rotary_fraction = 0.4};
+    PlanInput gemma{.config = config_of(2, 1, 256, true), .batch_size = 1, .accumulate = 2, .seq_len = 256};
+    gemma.config.block = {.norm_offset = 1,
+                          .activation = io::Activation::gelu_tanh,
+                          .qk_norm = true,  // Qwen3's
+                          .scaled_embedding = true,
+                          .qkv_bias = true};
+    return {sliding, wide, linear, phi, gemma};
 }
 
 inline std::vector<Case> cases() {
     std::vector<Case> result;
-    const char* names[] = {"sliding", "wide", "linear"};
+    const char* names[] = {"sliding", "wide", "linear", "phi", "gemma"};
     const auto inputs = models_under_test();
     for (size_t i = 0; i < inputs.size(); ++i) {
         const auto add = [&](const std::string& stage, const PlanInput& input) {
