@@ -14,7 +14,7 @@ namespace {
 struct Flags {
     ModelFlags model;
     PlacementFlags place;
-    std::string run, text, json, terms = "both";
+    std::string run, text, json, logits, terms = "both";
     int64_t seq_len = 1024, limit = 0, batch = 4, threads = 0;
 };
 
@@ -38,6 +38,10 @@ int run(const Flags& flags) {
     train::EvaluateOptions options{.forward = {.mode = models::mode_of(decoder)}, .batch = flags.batch, .stop = {}};
     if (flags.terms == "window") options.forward.terms = models::Terms::WindowOnly;
     if (flags.terms == "linear") options.forward.terms = models::Terms::LinearOnly;
+    if (!flags.logits.empty()) {
+        const size_t length = std::min(ids.size(), static_cast<size_t>(flags.seq_len));
+        train::save_logits(decoder, std::span(ids).first(length), options.forward, flags.logits);
+    }
     const train::ChunkLosses losses = train::text_losses(decoder, ids, flags.seq_len, options);
 
     train::Record record = {{"mean_nll", losses.mean_nll()},
@@ -69,6 +73,8 @@ Verb add_perplexity(CLI::App& program) {
     verb->add_option("--attention-terms", flags->terms, "of a hybrid: both, or one of its terms alone")
         ->check(CLI::IsMember({"both", "window", "linear"}));
     verb->add_option("--json", flags->json, "file for the result with the NLL of each sequence");
+    verb->add_option("--logits", flags->logits,
+                     "safetensors file for ids [T] and logits [T,V] of the first sequence, to compare with others");
     verb->add_option("--threads", flags->threads, "CPU threads; 0: all")->check(CLI::Range(0, 256));
     return {verb, [flags](const Settings&) { return run(*flags); }};
 }

@@ -5,6 +5,7 @@
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops/linear_cross_entropy.h"
+#include "io/safetensors_writer.h"
 #include "train/chunk_stream.h"
 
 namespace lc::train {
@@ -62,6 +63,20 @@ ChunkLosses text_losses(const models::Decoder& decoder, std::span<const int32_t>
     data.ids.assign(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(used));
     data.labels = data.ids;
     return chunk_losses(decoder, data, options);
+}
+
+void save_logits(const models::Decoder& decoder, std::span<const int32_t> ids,
+                 const models::Decoder::ForwardOptions& options, const std::filesystem::path& path) {
+    LC_REQUIRE(Usage, !ids.empty(), "no tokens to make logits of");
+    const NoGrad no_grad;
+    const auto length = static_cast<int64_t>(ids.size());
+    const Tensor row = Tensor::from(ids, {1, length});
+    const Tensor logits = decoder.logits(row, options).to(statistics_dtype(decoder.dtype()));
+    const Shape shape{length, decoder.config().vocab_size};
+    io::SafetensorsWriter writer(path, {{"ids", DType::i32, {length}}, {"logits", logits.dtype(), shape}});
+    writer.write("ids", row.reshaped({length}));
+    writer.write("logits", logits.reshaped(shape));
+    writer.commit();
 }
 
 }  // namespace lc::train

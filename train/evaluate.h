@@ -1,6 +1,7 @@
 // Perplexity: of packed validation chunks (labelled tokens only), and of a plain text.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <span>
 #include <vector>
 
@@ -32,5 +33,10 @@ ChunkLosses chunk_losses(const models::Decoder& decoder, const PackedChunks& dat
 // sequence's first is predicted. Throws Error(BadInput) when there is no whole sequence.
 ChunkLosses text_losses(const models::Decoder& decoder, std::span<const int32_t> ids, int64_t seq_len,
                         const EvaluateOptions& options);
+
+// For comparisons with other implementations: a safetensors file with the logits [T,V] of one sequence, f32 (f64 of an f64 model),
+// and its `ids` [T], i32. Throws Usage for an empty sequence or one longer than the model allows; Resource when the disk fails.
+void save_logits(const models::Decoder& decoder, std::span<const int32_t> ids,
+                 const models::Decoder::ForwardOptions& options, const std::filesystem::path& path);
 
 }  // namespace lc::train
