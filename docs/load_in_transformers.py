@@ -5,7 +5,7 @@
     python3 docs/load_in_transformers.py linearized/ --prompt "Once upon a time"
     python3 docs/load_in_transformers.py linearized/ --perplexity text.txt --seq-len 512
 
-The directory is an ordinary Llama or Mistral whose LoRA is merged. What transformers does not know is the attention it
+The directory is an ordinary Llama, Mistral, Qwen, Phi or Gemma whose LoRA is merged. What transformers does not know is the attention it
 was trained for: `config.json` describes it under "lolcats", and `feature_maps.safetensors` holds its parameters. This
 file adds it as an attention function, written as the formulas read: quadratic in the sequence, whereas `gen_lolcats`
 needs a constant state per token. Needs torch, transformers (4.56 or newer; checked with 5.24) and safetensors.
@@ -102,13 +102,15 @@ def load(directory, dtype=torch.float32, **kwargs):
         _, _, layer, _, parameter = name.split(".", 4)  # model.layers.N.self_attn.PARAMETER
         layers.setdefault(int(layer), {})[parameter] = tensor
 
-    def attention(module, query, key, value, attention_mask, **unused):
+    def attention(module, query, key, value, attention_mask, sliding_window=None, **unused):
         maps = layers.get(module.layer_idx)
         if maps is None:  # a layer that was left softmax
             groups = query.size(1) // key.size(1)
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
             causal = torch.ones(query.size(2), key.size(2), dtype=torch.bool, device=query.device)
             causal = causal.tril(key.size(2) - query.size(2))
+            if sliding_window is not None:
+                causal = causal.triu(key.size(2) - query.size(2) - sliding_window + 1)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=causal).transpose(1, 2), None
         maps = {name: tensor.to(query.device) for name, tensor in maps.items()}
         return linearized_attention(query, key, value, maps, spec), None

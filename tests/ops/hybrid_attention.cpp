@@ -95,7 +95,11 @@ void add_heads_and_sizes() {
         add(make(fmt::format("{}_d64", name), {.length = 11, .spec = window(4), .d = 64, .f = 64, .heads = 1}));
         for (OpCase heavy : {make(fmt::format("{}_d128_f64_w64", name),
                                   {.length = 133, .spec = window(64), .d = 128, .f = 64, .heads = 1}),
-                             make(fmt::format("{}_w4_T300", name), {.length = 300, .spec = window(4), .heads = 1})}) {
+                             make(fmt::format("{}_w4_T300", name), {.length = 300, .spec = window(4), .heads = 1}),
+                             make(fmt::format("{}_d80_f40_w16", name),
+                                  {.length = 70, .spec = window(16), .d = 80, .f = 40, .heads = 2, .kv_heads = 2}),
+                             make(fmt::format("{}_d256_f128_w16", name),
+                                  {.length = 70, .spec = window(16), .d = 256, .f = 128, .heads = 2})}) {
             heavy.heavy = true;
             add(heavy);
         }

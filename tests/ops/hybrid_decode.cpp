@@ -127,13 +127,19 @@ LC_OP_CASES(hybrid_decode) {
                                                                .batch = 3,
                                                                .maps_per_kv_head = true}));
         // A batch in which every sequence is elsewhere: idle, at its start, about to fold, in the middle of a block.
-        for (const auto& [d, f, w] : {std::tuple{8, 4, 4}, {64, 64, 16}, {128, 64, 16}})
-            add(make(fmt::format("{}_positions_d{}", name, d),
-                     {.positions = {-1, 0, 2 * w, 2 * w + 3, 5 * w - 1, 3 * w},
-                      .spec = spec_of(kind, w),
-                      .d = d,
-                      .f = f,
-                      .batch = 6}));
+        for (const auto& [d, f, w] : {std::tuple{8, 4, 4}, {64, 64, 16}, {80, 40, 16}, {128, 64, 16}, {256, 128, 16}}) {
+            OpCase c = make(fmt::format("{}_positions_d{}", name, d),
+                            {.positions = {-1, 0, 2 * w, 2 * w + 3, 5 * w - 1, 3 * w},
+                             .spec = spec_of(kind, w),
+                             .d = d,
+                             .f = f,
+                             .batch = 6});
+            c.tolerance_factor = 4;
+            c.tolerance_reason =
+                "u = x W of large inputs passes 100: its rounding, in another order of summation, goes into an "
+                "exponent, and from there into the features that join the state.";
+            add(c);
+        }
         Options o{.position = 20, .spec = spec_of(kind, 4), .d = 5, .f = 5, .maps_per_kv_head = true, .bias = 5};
         o.spec.activation = FeatureActivation::pos_elu, o.spec.affine = true, o.spec.skip = true;
         add(make(fmt::format("{}_kv_maps_bias_skip_affine", name), o));

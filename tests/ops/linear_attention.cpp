@@ -89,6 +89,8 @@ void add_fused() {
     OpCase one = make("fused_T1", {.t = 1, .d = 128, .f = 64});
     for (const int i : {0, 1, 3, 4}) one.inputs[i].differentiable = false;  // noise, as in t1
     heavy(one);
+    for (const int64_t d : {80, 256})  // heads that it does not cover
+        heavy(make(fmt::format("d{}_f{}", d, d / 2), {.batch = 1, .t = 70, .d = d, .f = d / 2}));
     heavy(make("fused_state_out", {.batch = 1, .heads = 4, .t = 90, .d = 128, .f = 64, .state_out = true}));
     heavy(as_projected(make("fused_as_projected", {.batch = 1, .heads = 4, .states = 4, .t = 130, .d = 128, .f = 64})));
 }

@@ -70,6 +70,12 @@ void add_window(const std::string& name, WindowKind window) {
                       .maps_per_kv_head = per_kv}));
     for (const int64_t d : {8, 16, 64})
         add(make(fmt::format("{}_d{}", name, d), {.length = 21, .spec = spec_of(window, 4), .d = d, .f = d}));
+    for (const int64_t d : {80, 256}) {
+        OpCase c = make(fmt::format("{}_d{}_f{}", name, d, d / 2),
+                        {.length = 70, .spec = spec_of(window, 16), .d = d, .f = d / 2});
+        c.heavy = true;
+        add(c);
+    }
     Options o{.length = 14, .spec = spec_of(window, 4)};
     for (const auto activation : {FeatureActivation::softmax_half, FeatureActivation::exp_dim,
                                   FeatureActivation::exp_half, FeatureActivation::relu, FeatureActivation::pos_elu}) {
