@@ -39,9 +39,9 @@ bool fast_applies(const SoftmaxAttentionForward& a) {
     return fits;
 }
 
-// The tensor-core form takes bf16 heads of 64 or 128 in aligned rows, and no window.
+// The tensor-core form takes bf16 heads of 64 or 128 in aligned rows.
 bool mma_applies(const SoftmaxAttentionForward& a, std::initializer_list<TensorView> more) {
-    bool fits = a.window == 0 && a.q.dtype == DType::bf16 && (a.q.size(3) == 64 || a.q.size(3) == 128);
+    bool fits = a.q.dtype == DType::bf16 && (a.q.size(3) == 64 || a.q.size(3) == 128);
     for (const TensorView& view : {a.q, a.k, a.v}) fits = fits && has_dense_rows(view);
     for (const TensorView& view : more) fits = fits && has_dense_rows(view);
     if (!fits) profile_count("fallback softmax_attention");
@@ -71,7 +71,8 @@ void softmax_attention_forward(const SoftmaxAttentionForward& given, Stream stre
     if constexpr (cuda::kBuilt)
         if (on_cuda("softmax_attention", args.q)) {
             if (!mma_applies(args, {args.y})) return softmax_attention_forward_cuda(args, stream);
-            if (!hopper_applies({args.q, args.k, args.v})) return softmax_attention_forward_mma(args, stream);
+            if (args.window > 0 || !hopper_applies({args.q, args.k, args.v}))
+                return softmax_attention_forward_mma(args, stream);
             return softmax_attention_forward_sm90(args, stream);
         }
     if (fast_applies(args)) return softmax_attention_forward_cpu(args);
@@ -94,7 +95,8 @@ void softmax_attention_backward(const SoftmaxAttentionBackward& given, Stream st
         if (on_cuda("softmax_attention", args.dy)) {
             const SoftmaxAttentionForward& f = args.forward;
             if (!mma_applies(f, {f.y, args.dy})) return softmax_attention_backward_cuda(args, stream);
-            if (!hopper_applies({f.q, f.k, f.v, args.dy})) return softmax_attention_backward_mma(args, stream);
+            if (f.window > 0 || !hopper_applies({f.q, f.k, f.v, args.dy}))
+                return softmax_attention_backward_mma(args, stream);
             return softmax_attention_backward_sm90(args, stream);
         }
     if (fast_applies(args.forward)) return softmax_attention_backward_cpu(args);

@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kBackwardThreads) dq_kernel(const __grid_const
     copy_tile_async<kOwned, kBackwardThreads>(q, args.q.head(b, h), args.q.strides[2], q0, s.t);
     copy_tile_async<kOwned, kBackwardThreads>(dy, args.dy.head(b, h), args.dy.strides[2], q0, s.t);
     copy_async_commit();
-    fetch(0, 0);
+    const int64_t begin = s.first_visible(q0) / kOther * kOther;
+    fetch(begin, 0);
 
     float shift[2], delta[2];  // of rows g and g + 8; beyond the end p = exp2(-inf) = 0
 #pragma unroll
@@ -131,14 +132,14 @@ __global__ void __launch_bounds__(kBackwardThreads) dq_kernel(const __grid_const
     Accumulator dq[D / 8] = {};
     const int64_t limit = s.visible(min(q0 + kOwned, s.t) - 1);
     int stage = 0;
-    for (int64_t k0 = 0; k0 < limit; k0 += kOther, stage ^= 1) {
+    for (int64_t k0 = begin; k0 < limit; k0 += kOther, stage ^= 1) {
         if (k0 + kOther < limit)
             fetch(k0 + kOther, stage ^ 1);
         else
             copy_async_commit();  // an empty group: the wait below is for all but the newest
         copy_async_wait<1>();
         __syncthreads();
-        const bool masked = s.visible(q0) < k0 + kOther;
+        const bool masked = is_masked(s, q0, kOwned, k0, kOther);
 #pragma unroll
         for (int n = 0; n < kOther; n += kStep) {
             Accumulator p[kStep / 8], ds[kStep / 8];
@@ -148,14 +149,17 @@ __global__ void __launch_bounds__(kBackwardThreads) dq_kernel(const __grid_const
                 ds, [&](int c) { return dy_rows[c / 16]; }, v_of(stage), n);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int seen = masked ? seen_keys(s, q0 + warp_row + 8 * half + g, k0, kOther) : kOther;
+                const int64_t i = q0 + warp_row + 8 * half + g;
+                const int hidden = masked ? hidden_keys(s, i, k0, kOther) : 0;
+                const int seen = masked ? seen_keys(s, i, k0, kOther) : kOther;
 #pragma unroll
                 for (int j = 0; j < kStep / 8; ++j)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         const float weight = exp2_approx(fmaf(p[j].c[2 * half + e], factor, -shift[half]));
                         float& d = ds[j].c[2 * half + e];
-                        d = n + 8 * j + 2 * t + e < seen ? weight * (d - delta[half]) : 0.0f;
+                        const int key = n + 8 * j + 2 * t + e;
+                        d = key >= hidden && key < seen ? weight * (d - delta[half]) : 0.0f;
                     }
             }
             accumulate_rows<D>(dq, ds, k_of(stage), n);
@@ -180,7 +184,8 @@ __global__ void __launch_bounds__(kBackwardThreads) dkv_kernel(const __grid_cons
     const auto dy_of = [&](int stage) { return SharedTile<D>{stages + (stage * 2 + 1) * kOther * D}; };
 
     // Steps: query tiles that see key k0, for each head of the group.
-    const int64_t first = s.first_seeing(k0) / kOther, tiles = ceil_div(s.t, kOther) - first, steps = s.group * tiles;
+    const int64_t first = s.first_seeing(k0) / kOther, end = s.end_of_view(min(k0 + kOwned, s.keys) - 1);
+    const int64_t tiles = max(ceil_div(end, kOther) - first, int64_t{0}), steps = s.group * tiles;
     const auto fetch = [&](int64_t step, int stage) {
         const int64_t h = hk * s.group + step / tiles, q0 = (first + step % tiles) * kOther;
         copy_tile_async<kOther, kBackwardThreads>(q_of(stage), args.q.head(b, h), args.q.strides[2], q0, s.t);
@@ -207,7 +212,7 @@ __global__ void __launch_bounds__(kBackwardThreads) dkv_kernel(const __grid_cons
         copy_async_wait<1>();
         __syncthreads();
         const int64_t q0 = (first + step % tiles) * kOther;
-        const bool masked = s.visible(q0) < k0 + kOwned;
+        const bool masked = is_masked(s, q0, kOther, k0, kOwned);
         const float *shift = rows + stage * 2 * kOther, *delta = shift + kOther;
 #pragma unroll 1  // registers: dk and dv take half of them
         for (int n = 0; n < kOther; n += kStep) {
@@ -221,12 +226,13 @@ __global__ void __launch_bounds__(kBackwardThreads) dkv_kernel(const __grid_cons
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     const int column = n + 8 * j + 2 * t + e;
+                    const int hidden = masked ? hidden_keys(s, q0 + column, k0, kOwned) : 0;
                     const int seen = masked ? seen_keys(s, q0 + column, k0, kOwned) : kOwned;
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
                         float &weight = p[j].c[2 * half + e], &d = ds[j].c[2 * half + e];
-                        weight =
-                            warp_row + 8 * half + g < seen ? exp2_approx(fmaf(weight, factor, -shift[column])) : 0.0f;
+                        const int key = warp_row + 8 * half + g;
+                        weight = key >= hidden && key < seen ? exp2_approx(fmaf(weight, factor, -shift[column])) : 0.0f;
                         d = weight * (d - delta[column]);
                     }
                 }

@@ -9,7 +9,8 @@
 //          dk, dv    block = (batch, KV head, 128 keys), 8 warps of 16 keys; query tiles of 64 of every head of the group
 //            shared  k, v [128,D]  q, dy 2 x [64,D]  lse, delta 2 x [64]
 //            S^T = k q^T and dP^T = v dy^T: p^T and ds^T become operands in registers
-//          Tiles that nobody sees are skipped; only tiles on the diagonal or at the end of the keys are masked.
+//          Tiles that nobody sees are skipped; only tiles on the diagonal, at the far edge of a window or at the end of the keys
+//          are masked.
 // COST     forward 4 D, backward 14 D FLOPs a visible (query, key) pair: scores twice, for outputs with one writer each.
 // NUMERICS products of bf16 with f32 sums; softmax, lse, delta in f32; p and ds are rounded to bf16 as operands, the row sum
 //          is not. exp2 of (score - maximum) scale log2 e: at most 1 in the forward; results below 2^-126 become 0.
@@ -70,20 +71,21 @@ struct ForwardRows {
         }
     }
 
-    // Row r of the warp sees the first seen(r) keys of the tile.
-    template <class Seen>
-    __device__ __forceinline__ void mask(Seen&& seen) {
+    // Row r of the warp sees the keys [hidden(r), seen(r)) of the tile.
+    template <class Hidden, class Seen>
+    __device__ __forceinline__ void mask(Hidden&& hidden, Seen&& seen) {
         const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < Tr::kRowTiles; ++i)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int limit = seen(16 * i + 8 * half + g);
+                const int row = 16 * i + 8 * half + g, begin = hidden(row), end = seen(row);
 #pragma unroll
                 for (int n = 0; n < Tr::kKeyTiles; ++n)
 #pragma unroll
                     for (int e = 0; e < 2; ++e)
-                        if (8 * n + 2 * t + e >= limit) score[i][n].c[2 * half + e] = -INFINITY;
+                        if (const int key = 8 * n + 2 * t + e; key < begin || key >= end)
+                            score[i][n].c[2 * half + e] = -INFINITY;
             }
     }
 
@@ -151,13 +153,14 @@ __global__ void __launch_bounds__(ForwardTraits<D>::kThreads, 2)
     const float factor = s.scale * kLog2E;
 
     const int64_t limit = s.visible(min(q0 + kOwned, s.t) - 1);
+    const int64_t first = s.first_visible(q0) / kOther * kOther;
     int64_t k0 = (ceil_div(limit, kOther) - 1) * kOther;
     copy_tile_async<kOwned, Tr::kThreads>(q, args.q.head(b, h), args.q.strides[2], q0, s.t);
     copy_tile_async<kOther, Tr::kThreads>(k, keys, args.k.strides[2], k0, s.keys);
     copy_async_commit();
 
     ForwardRows<D> rows;
-    for (; k0 >= 0; k0 -= kOther) {
+    for (; k0 >= first; k0 -= kOther) {
         copy_async_wait<0>();
         __syncthreads();  // k is here; every warp is done with v
         copy_tile_async<kOther, Tr::kThreads>(v, values, args.v.strides[2], k0, s.keys);
@@ -165,9 +168,11 @@ __global__ void __launch_bounds__(ForwardTraits<D>::kThreads, 2)
         rows.multiply_keys(q, warp_row, k);
         copy_async_wait<0>();
         __syncthreads();  // v is here; every warp is done with k
-        if (k0 > 0) copy_tile_async<kOther, Tr::kThreads>(k, keys, args.k.strides[2], k0 - kOther, s.keys);
+        if (k0 > first) copy_tile_async<kOther, Tr::kThreads>(k, keys, args.k.strides[2], k0 - kOther, s.keys);
         copy_async_commit();
-        if (s.visible(q0) < k0 + kOther) rows.mask([&](int r) { return seen_keys(s, q0 + warp_row + r, k0, kOther); });
+        if (is_masked(s, q0, kOwned, k0, kOther))
+            rows.mask([&](int r) { return hidden_keys(s, q0 + warp_row + r, k0, kOther); },
+                      [&](int r) { return seen_keys(s, q0 + warp_row + r, k0, kOther); });
         rows.online_softmax(factor);
         rows.multiply_values(v);
     }

@@ -39,6 +39,14 @@ __device__ __forceinline__ float quad_sum(float x) {
 __device__ __forceinline__ int seen_keys(const AttentionShape& s, int64_t i, int64_t k0, int count) {
     return static_cast<int>(max(min(s.visible(i) - k0, int64_t{count}), int64_t{0}));
 }
+// How many of them lie in front of its window.
+__device__ __forceinline__ int hidden_keys(const AttentionShape& s, int64_t i, int64_t k0, int count) {
+    return static_cast<int>(max(min(s.first_visible(i) - k0, int64_t{count}), int64_t{0}));
+}
+// Whether some query of [q0, q0 + queries) sees only a part of the `count` keys from k0 on.
+__device__ __forceinline__ bool is_masked(const AttentionShape& s, int64_t q0, int queries, int64_t k0, int count) {
+    return s.visible(q0) < k0 + count || s.first_visible(q0 + queries - 1) > k0;
+}
 
 template <class F>
 void dispatch_head_dim(int d, F&& f) {
