@@ -172,13 +172,18 @@ HfConfig parse_hf_config(const nlohmann::json& object, const std::string& source
     return config;
 }
 
-HfConfig load_hf_config(const fs::path& path) {
-    if (is_gguf(path)) return hf_config_of(GgufFile(path));
+fs::path config_file_of(const fs::path& path) {
     const fs::path file = inside(path, "config.json");
     std::error_code ignored;
     LC_REQUIRE(
         BadInput, fs::exists(fs::symlink_status(file, ignored)) || !fs::exists(path / "adapter_config.json", ignored),
         "{}: holds an adapter and no model: name the model that it was trained on, and this as the run", path.string());
+    return file;
+}
+
+HfConfig load_hf_config(const fs::path& path) {
+    if (is_gguf(path)) return hf_config_of(GgufFile(path));
+    const fs::path file = config_file_of(path);
     return parse_hf_config(read_json_file(file), file.string());
 }
 

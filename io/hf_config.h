@@ -45,6 +45,10 @@ struct HfConfig {
     nlohmann::json to_json() const;
 };
 
+// The config.json of a model directory, or `path` itself where that is none. Throws BadInput for a directory with an adapter and no
+// model; whether the file is there is for its reader to say.
+std::filesystem::path config_file_of(const std::filesystem::path& path);
+
 // `path`: the file, or the directory that holds a config.json; or a GGUF file (io/gguf_config.h). Throws BadInput naming the key, what is wanted and what
 // is there. Keys that we do not use are ignored, and listed at log level Debug.
 HfConfig load_hf_config(const std::filesystem::path& path);

@@ -6,6 +6,7 @@
 
 #include "io/feature_maps.h"
 #include "io/gguf.h"
+#include "io/hf_config.h"
 #include "io/json.h"
 #include "io/safetensors_model.h"
 #include "io/safetensors_writer.h"
@@ -149,7 +150,7 @@ ExportReport export_merged(const fs::path& model, const fs::path& run_directory,
 
 std::optional<LinearizedInfo> linearized_info(const fs::path& model) {
     if (io::is_gguf(model)) return std::nullopt;
-    const std::string source = (model / "config.json").string();
+    const std::string source = io::config_file_of(model).string();
     const io::Json config = io::read_json_file(source);
     const auto section = io::JsonObject(config, source).find_object(kSection);
     if (!section) return std::nullopt;
