@@ -5,8 +5,8 @@
     python3 docs/load_in_transformers.py linearized/ --prompt "Once upon a time"
     python3 docs/load_in_transformers.py linearized/ --perplexity text.txt --seq-len 512
 
-The directory is an ordinary Llama, Mistral, Qwen, Phi or Gemma whose LoRA is merged. What transformers does not know is the attention it
-was trained for: `config.json` describes it under "lolcats", and `feature_maps.safetensors` holds its parameters. This
+The directory is an ordinary Llama, Mistral, Qwen, Phi or Gemma whose LoRA is merged. What transformers does not know is
+the attention it was trained for: `config.json` describes it under "lolcats", and `feature_maps.safetensors` holds its parameters. This
 file adds it as an attention function, written as the formulas read: quadratic in the sequence, whereas `gen_lolcats`
 needs a constant state per token. Needs torch, transformers (4.56 or newer; checked with 5.24) and safetensors.
 """

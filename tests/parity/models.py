@@ -184,6 +184,8 @@ class Suite:
 
     def summary(self, seconds, names):
         lines = [
+            "# What models.py found last",
+            "",
             f"- {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}, peft {peft.__version__}, tokenizers {tokenizers.__version__}, "
             f"safetensors {safetensors.__version__}",
