@@ -1,5 +1,6 @@
 // A stage of training without values: models/decoder/decoder.cpp, train/attention_transfer.cpp and train/next_token.cpp
-// over ghosts. Functions bear the names of those that they follow, and keep alive what those keep alive.
+// over ghosts; the ops that they call are in memory_rehearsal_ops.cpp. Functions bear the names of those that they follow,
+// and keep alive what those keep alive.
 #pragma once
 #include "train/memory_ghost.h"
 #include "train/memory_plan.h"

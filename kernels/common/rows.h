@@ -136,7 +136,8 @@ class OutRows : public Rows<T> {
     bool accumulate_ = false;
 };
 
-// db (+)= sum over the rows of dy. Each thread owns some columns and walks all rows in order: the bits do not depend on the number of threads.
+// db (+)= sum over the rows of dy. Each thread owns some columns and walks all rows in order: the bits do not depend on the
+// number of threads.
 inline void sum_rows(const Rows<const float>& dy, const OutRows<float>& db) {
     parallel_for(dy.columns, 64, [&](int64_t begin, int64_t end) {
         std::vector<float> sum(static_cast<size_t>(end - begin));

@@ -3,7 +3,8 @@
 // MATHS    layer_norm.h.
 // TILING   norm_rows.cuh: a warp or a block a row; rows of up to 8192 elements stay in registers from the sums to the result,
 //          longer ones are read again, from L1 or L2. dbias is column_sum.
-// COST     forward: x and y once. Backward: x, dy and dx once; dweight and dbias read x and dy once more (frozen parameters want none).
+// COST     forward: x and y once. Backward: x, dy and dx once; dweight and dbias read x and dy once more (frozen parameters
+//          want none).
 // NUMERICS f32 throughout; the variance is the mean of squared distances from the mean, in a second pass over what is in registers:
 //          no cancellation. Sums as a tree over threads, in an order that depends on D alone.
 // LADDER   1 this.

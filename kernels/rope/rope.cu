@@ -7,8 +7,9 @@
 //
 //            warp, D = 128    8 runs x 4 heads: 128 bytes of each half of heads h .. h+3, then of h + H/4 .. h + H/4 + 3, ...
 //
-//          Columns behind the tables' are copied: elementwise.cuh. Rows that are no whole runs, or tables in another dtype than f32: elementwise.cuh over [B,H,T,D/2], where sequences
-//          with positions of their own first get their rows of the tables gathered.
+//          Columns behind the tables' are copied by elementwise.cuh. Rows that are no whole runs, or tables in another dtype
+//          than f32, go through it over [B,H,T,D/2], where sequences with positions of their own first get their rows of the
+//          tables gathered.
 // COST     8 bytes an element in f32, 4 in bf16; the tables stay in L2, and what a thread reads of them is half of what it reads of x.
 // NUMERICS f32, rounded once. The tables are f32 beside bf16 activations: a bf16 angle is off by up to 2^-9 of a turn's cosine.
 // LADDER   1 elementwise.cuh: every run of pairs loads its tables, 64 bytes beside 32 of x in bf16, and waits for each load in turn.
