@@ -31,17 +31,14 @@ Continuation::Continuation(const io::Tokenizer& tokenizer, const GenerateOptions
     for (const int32_t id : before_) text_of_.push(id);
 }
 
-int32_t Continuation::accept(std::span<const float> logits) {
+void Continuation::add(int32_t id) {
     LC_CHECK(!done(), "continuation: a token after its end");
-    const auto position = std::ssize(before_) + std::ssize(ids_);
-    const int32_t id = sample(logits, {before_, ids_}, options_.sampling, position);
     ids_.push_back(id);
     show(stops_.push(text_of_.push(id)));
     if (stops_.found() || std::count(options_.eos_ids.begin(), options_.eos_ids.end(), id) > 0)
         finish_reason_ = "stop";
     else if (std::ssize(ids_) == most_)
         finish_reason_ = "length";
-    return id;
 }
 
 void Continuation::cancel() {

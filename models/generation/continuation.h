@@ -41,8 +41,14 @@ class Continuation {
     Continuation(const io::Tokenizer& tokenizer, const GenerateOptions& options, std::vector<int32_t> before,
                  int64_t most, int64_t vocab_size, TextSink on_text);
 
-    // Draws the next id from its logits [V]. Throws as sample() does.
-    int32_t accept(std::span<const float> logits);
+    // The next id, from its logits [V]. Throws as sample() does.
+    int32_t draw(std::span<const float> logits) const { return sample(logits, history(), sampling(), position()); }
+    // Adds it; or one that was drawn elsewhere by sampling() and history() at position().
+    void add(int32_t id);
+    const SamplingOptions& sampling() const { return options_.sampling; }
+    TokenHistory history() const { return {before_, ids_}; }
+    int64_t position() const { return std::ssize(before_) + std::ssize(ids_); }  // of the next id
+    int64_t left() const { return done() ? 0 : most_ - std::ssize(ids_); }       // how many more there can be
     bool done() const { return !finish_reason_.empty(); }
     void cancel();
     // Hands out what was held back, and the result; its times and bytes are the caller's to fill in.

@@ -19,7 +19,10 @@ Conversation::Conversation(const Decoder& decoder, const io::Tokenizer& tokenize
       mode_(mode),
       chunk_(prefill_chunk),
       generator_(decoder, prefill_chunk),
-      state_(decoder, mode.mode, 1, mode.terms) {}
+      state_(decoder, mode.mode, 1, mode.terms) {
+    if (decoder.device().is_cuda())
+        sampler_ = std::make_unique<DeviceSampler>(1, decoder.config().vocab_size, decoder.device());
+}
 
 Tensor Conversation::read(const std::function<bool()>& stop) {
     for (;;) {
@@ -43,24 +46,35 @@ Generation Conversation::reply(std::span<const int32_t> ids, const GenerateOptio
     ids_ = std::move(all);
 
     auto start = std::chrono::steady_clock::now();
-    Tensor logits = read(stop);
+    const Tensor logits = read(stop);
     const double prefill_seconds = seconds_since(start);
     start = std::chrono::steady_clock::now();
     if (!logits.defined()) answer.cancel();
-    while (!answer.done()) {
-        const int32_t id = answer.accept(logits.to_vector<float>());
-        ids_.push_back(id);
-        if (answer.done()) break;
-        if (stop && stop())
-            answer.cancel();
-        else
-            logits = generator_.advance(state_, Tensor::from(std::vector<int32_t>{id}, {1, 1}));
+    if (sampler_) sampler_->assign(0, options.sampling, answer.history());
+    for (bool first = true; !answer.done(); first = false) {
+        const int32_t id = first ? first_id(answer, logits) : next_id(answer);
+        answer.add(id), ids_.push_back(id);
+        if (!answer.done() && stop && stop()) answer.cancel();
     }
     const double decode_seconds = seconds_since(start);
     Generation result = answer.finish();
     result.prefill_seconds = prefill_seconds, result.decode_seconds = decode_seconds;
     result.state_bytes = state_.bytes();
     return result;
+}
+
+int32_t Conversation::first_id(const Continuation& answer, const Tensor& logits) {
+    return sampler_ ? sampler_->draw_first(0, logits, state_.position() - 1) : answer.draw(logits.to_vector<float>());
+}
+
+// The id after the one that was drawn last, which the state sees now.
+int32_t Conversation::next_id(const Continuation& answer) {
+    if (!sampler_ || !state_.steps_together())
+        return first_id(answer, generator_.advance(state_, Tensor::from(std::vector<int32_t>{ids_.back()}, {1, 1})));
+    generator_.draw_rows(state_, *sampler_, {{state_.position()}});
+    state_.count_token();
+    sampler_->post();
+    return id_of(sampler_->collect()[0], answer.position());
 }
 
 void Conversation::restore(std::vector<int32_t> ids, int64_t position, const DecodeState::TensorReader& read) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "models/generation/continuation.h"
+#include "models/generation/device_sampler.h"
 #include "models/generation/generator.h"
 
 namespace lc::models {
@@ -38,6 +39,8 @@ class Conversation {
 
   private:
     Tensor read(const std::function<bool()>& stop);  // what the state has not seen; undefined when stopped
+    int32_t first_id(const Continuation& answer, const Tensor& logits);
+    int32_t next_id(const Continuation& answer);
 
     const Decoder& decoder_;
     const io::Tokenizer& tokenizer_;
@@ -45,6 +48,7 @@ class Conversation {
     int64_t chunk_;
     Generator generator_;
     DecodeState state_;
+    std::unique_ptr<DeviceSampler> sampler_;  // where the device draws
     std::vector<int32_t> ids_;
 };
 

@@ -1,5 +1,7 @@
 #include "models/generation/decode_step.h"
 
+#include <cstring>
+
 #include "autograd/grad_mode.h"
 #include "core/log.h"
 #include "core/profile.h"
@@ -17,11 +19,15 @@ DecodeStep::DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, T
     recordable_ = decoder.device().is_cuda() && cuda::Graph::possible() && !profile_enabled();
     ids_ = Tensor::zeros({batch, 1}, DType::i32, decoder.device());
     positions_ = Tensor::zeros({batch}, DType::i64, decoder.device());
+    if (decoder.device().is_cpu()) return;
+    cuda::make_current(decoder.device());
+    for (Mail& mail : mail_)
+        mail = {cuda::PinnedBuffer(cuda::allocate_pinned(positions_.nbytes())), std::make_unique<cuda::Event>()};
 }
 
-Tensor DecodeStep::compute() const {
+Tensor DecodeStep::compute(const Tensor& ids) const {
     const kernels::LinearizedSpec spec = effective_spec(*decoder_.attention(), terms_);
-    Tensor h = decoder_.embed(ids_);
+    Tensor h = decoder_.embed(ids);
     for (int64_t i = 0; i < decoder_.num_layers(); ++i) {
         const Qkv qkv = decoder_.project(i, h, positions_);
         const Tensor y = attention_output(qkv.q);
@@ -31,41 +37,61 @@ Tensor DecodeStep::compute() const {
     return decoder_.logits_of(h);
 }
 
-Tensor DecodeStep::run(const Tensor& ids, std::span<const int64_t> positions) {
+void DecodeStep::place(std::span<const int64_t> positions) {
     const int64_t limit = decoder_.config().max_positions;
-    LC_CHECK(ids.shape() == ids_.shape() && std::ssize(positions) == ids_.size(0),
-             "decode step: ids must be {} and positions as many, got {} and {}", ids_.shape(), ids.shape(),
-             positions.size());
+    LC_CHECK(std::ssize(positions) == ids_.size(0), "decode step: {} positions for a batch of {}", positions.size(),
+             ids_.size(0));
     for (const int64_t position : positions)
         LC_REQUIRE(Usage, position < limit, "{} tokens are more than the model allows (max_position_embeddings {})",
                    position + 1, limit);
-    const NoGrad no_grad;
-    ids_.copy_from(ids);
-    positions_.copy_from(Tensor::from(positions, positions_.shape()));
-    if (!recordable_) return compute();
-    if (graph_) {
-        graph_->launch(current_stream(decoder_.device()));
-        return logits_;
-    }
-    return record();
+    if (decoder_.device().is_cpu()) return positions_.copy_from(Tensor::from(positions, positions_.shape()));
+    Mail& mail = mail_[next_mail_++ % mail_.size()];
+    mail.arrived->wait();
+    std::memcpy(mail.pinned.get(), positions.data(), positions.size_bytes());
+    const Stream stream = current_stream(decoder_.device());
+    cuda::copy_bytes(positions_.storage()->data.get(), mail.pinned.get(), positions_.nbytes(), stream);
+    mail.arrived->record(stream);
 }
 
-// The step itself, and beside it the recording for those that follow.
-Tensor DecodeStep::record() {
+Tensor DecodeStep::run(const Tensor& ids, std::span<const int64_t> positions) {
+    LC_CHECK(ids.shape() == ids_.shape(), "decode step: ids must be {}, got {}", ids_.shape(), ids.shape());
+    const NoGrad no_grad;
+    place(positions);
+    ids_.copy_from(ids);
+    if (run_) {
+        run_->launch(current_stream(decoder_.device()));
+        return logits_;
+    }
+    Tensor first;  // of the step itself; logits_ are those of the recording
+    play(run_, [&] { (first.defined() ? logits_ : first) = compute(ids_); });
+    return first;
+}
+
+void DecodeStep::draw(DeviceSampler& sampler, std::span<const int64_t> positions) {
+    const NoGrad no_grad;
+    place(positions);
+    if (draw_ && (sampler_ != &sampler || sampler_version_ != sampler.version())) {
+        synchronize(decoder_.device());  // it may still run
+        draw_ = nullptr;
+    }
+    sampler_ = &sampler, sampler_version_ = sampler.version();
+    play(draw_, [&] { sampler.draw(compute(sampler.ids()), positions_); });
+}
+
+// `work` as it was recorded. The first time the work itself, and beside it the recording for those that follow.
+void DecodeStep::play(Recording& recording, const std::function<void()>& work) {
+    if (recording) return recording->launch(current_stream(decoder_.device()));
+    if (!recordable_) return work();
     auto graph = std::make_unique<cuda::Graph>(decoder_.device());
-    Tensor first;
+    bool ran = false;
     try {
-        graph->record([&] {
-            Tensor& result = first.defined() ? logits_ : first;
-            result = compute();
-        });
-        graph_ = std::move(graph);
+        graph->record([&] { work(), ran = true; });
+        recording = std::move(graph);
     } catch (const Error& error) {
-        if (!first.defined()) throw;
+        if (!ran) throw;
         recordable_ = false;
         log_line(LogLevel::Warning, fmt::format("decode steps are launched op by op: {}", error.what()));
     }
-    return first;
 }
 
 }  // namespace lc::models

@@ -40,8 +40,9 @@ struct Engine::Sequence {
     Continuation text;
     DecodeState* state = nullptr;
     size_t slot = 0;
-    int32_t last = 0;   // the id that the next step feeds
-    bool read = false;  // the whole prompt
+    int32_t last = 0;      // the id that the next step feeds
+    bool read = false;     // the whole prompt
+    bool drawing = false;  // a token was drawn that the host has not read
     double prefill_seconds = 0;
     Clock::time_point first_token = {};
     std::string error = {};
@@ -58,6 +59,8 @@ Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const Eng
     all_ = std::make_unique<DecodeState>(decoder, options.mode.mode, options.slots, options.mode.terms);
     for (int64_t i = 0; i < options.slots; ++i) states_.push_back(all_->row(i));
     for (size_t slot = states_.size(); slot-- > 0;) free_.push_back(slot);
+    if ((decoder.device().is_cuda() || options.as_on_gpu) && all_->steps_together())
+        sampler_ = std::make_unique<DeviceSampler>(options.slots, decoder.config().vocab_size, decoder.device());
 }
 
 Engine::~Engine() = default;
@@ -100,6 +103,7 @@ void Engine::admit() {
         sequence.slot = free_.back();
         free_.pop_back();
         sequence.state = &states_[sequence.slot];
+        if (sampler_) sampler_->assign(sequence.slot, sequence.text.sampling(), sequence.text.history());
         running_.push_back(std::move(waiting_.front()));
         waiting_.pop_front();
     }
@@ -134,16 +138,18 @@ bool Engine::read_chunk(Sequence& sequence) {
     sequence.prefill_seconds += seconds_since(start);
     if (!last) return false;
     sequence.first_token = Clock::now();
-    accept(sequence, logits.to_vector<float>());
+    add(sequence, [&] {
+        if (!sampler_) return sequence.text.draw(logits.to_vector<float>());
+        return sampler_->draw_first(static_cast<int64_t>(sequence.slot), logits, sequence.state->position() - 1);
+    });
     return true;
 }
 
 void Engine::decode() {
+    if (sampler_) return decode_together();
     std::vector<Sequence*> ready;
     for (const auto& sequence : running_)
         if (sequence->read && !sequence->ended()) ready.push_back(sequence.get());
-    if (ready.empty()) return;
-    if (decoder_.device().is_cuda() && all_->steps_together()) return decode_together(ready);
     const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
     for (size_t first = 0; first < ready.size(); first += static_cast<size_t>(rows))
         decode_group(std::span(ready).subspan(first, std::min(static_cast<size_t>(rows), ready.size() - first)));
@@ -156,28 +162,47 @@ void Engine::decode_group(std::span<Sequence* const> group) {
     const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
     const std::vector<float> logits = generator_.step(states, ids, rows).to_vector<float>();
     const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
-    for (size_t i = 0; i < group.size(); ++i) accept(*group[i], std::span(logits).subspan(i * vocab, vocab));
+    for (size_t i = 0; i < group.size(); ++i)
+        add(*group[i], [&] { return group[i]->text.draw(std::span(logits).subspan(i * vocab, vocab)); });
 }
 
-// All slots in one step; those that nobody decodes in are idle rows.
-void Engine::decode_together(std::span<Sequence* const> ready) {
-    std::vector<int32_t> ids(states_.size(), 0);
-    std::vector<int64_t> positions(states_.size(), -1);
-    for (const Sequence* sequence : ready)
-        ids[sequence->slot] = sequence->last, positions[sequence->slot] = sequence->state->position();
-    const Tensor all_ids = Tensor::from(ids, {std::ssize(ids), 1});
-    const std::vector<float> logits = generator_.step_rows(*all_, all_ids, positions).to_vector<float>();
-    const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
-    for (Sequence* sequence : ready) {
+// All slots in one step; those that nobody decodes in are idle rows. Then the tokens of the step before.
+void Engine::decode_together() {
+    std::vector<int64_t> positions(states_.size(), -1), ids(states_.size(), -1);
+    bool any = false;
+    for (const auto& sequence : running_) {
+        if (!sequence->read || sequence->text.left() <= sequence->drawing || sequence->ended()) continue;
+        positions[sequence->slot] = sequence->state->position(), ids[sequence->slot] = sequence->id;
         sequence->state->count_token();
-        accept(*sequence, std::span(logits).subspan(sequence->slot * vocab, vocab));
+        any = sequence->drawing = true;
+    }
+    const bool behind = !drawn_.empty();
+    if (any) {
+        generator_.draw_rows(*all_, *sampler_, positions);
+        sampler_->post();
+        drawn_.push_back(std::move(ids));
+    }
+    if (behind) collect();
+}
+
+// The tokens of the oldest step that the host has not read. Those of sequences that have ended since are nobody's.
+void Engine::collect() {
+    const std::span<const kernels::SampleResult> results = sampler_->collect();
+    const std::vector<int64_t> ids = std::move(drawn_.front());
+    drawn_.pop_front();
+    const bool drawing = !drawn_.empty();
+    for (const auto& sequence : running_) {
+        if (ids[sequence->slot] != sequence->id || sequence->ended()) continue;
+        sequence->drawing = drawing && drawn_.front()[sequence->slot] == sequence->id;
+        add(*sequence, [&] { return id_of(results[sequence->slot], sequence->text.position()); });
     }
 }
 
 // A request that cannot go on ends alone.
-void Engine::accept(Sequence& sequence, std::span<const float> logits) {
+void Engine::add(Sequence& sequence, const std::function<int32_t()>& draw) {
     try {
-        sequence.last = sequence.text.accept(logits);
+        sequence.last = draw();
+        sequence.text.add(sequence.last);
         ++tokens_made_;
     } catch (const Error& error) {
         if (error.kind() == ErrorKind::Internal) throw;

@@ -7,6 +7,9 @@
 // sequences, and the products of a step have a fixed number of rows (Generator::step). On the CPU this holds bit by bit,
 // also between numbers of slots: a step takes sequences in groups of kCpuRows. On a GPU, where one product a layer
 // serves all slots, it holds bit by bit for a given number of slots.
+//
+// A GPU draws the tokens too and goes on to the next step with them, while the host reads those of the step before: so it makes one
+// token too many for a sequence that turns out to have ended, which nobody sees.
 #pragma once
 #include <deque>
 #include <memory>
@@ -16,6 +19,7 @@
 #include "core/check.h"
 #include "models/generation/continuation.h"
 #include "models/generation/conversation.h"
+#include "models/generation/device_sampler.h"
 #include "models/generation/generator.h"
 
 namespace lc::models {
@@ -24,6 +28,7 @@ struct EngineOptions {
     DecodeMode mode;
     int64_t slots = 8;            // sequences that run at a time
     int64_t prefill_chunk = 512;  // tokens of prompts read between two decode steps, about
+    bool as_on_gpu = false;       // on a CPU: all slots in one step, the host one behind
 };
 
 struct Request {
@@ -71,17 +76,21 @@ class Engine {
     bool read_chunk(Sequence& sequence);
     void decode();
     void decode_group(std::span<Sequence* const> group);
-    void decode_together(std::span<Sequence* const> ready);
-    void accept(Sequence& sequence, std::span<const float> logits);
+    void decode_together();
+    void collect();
+    void add(Sequence& sequence, const std::function<int32_t()>& draw);
     void retire();
 
     const Decoder& decoder_;
     const io::Tokenizer& tokenizer_;
     EngineOptions options_;
     Generator generator_;
-    std::unique_ptr<DecodeState> all_;  // of all slots: one block of memory a layer
-    std::vector<DecodeState> states_;   // its rows, one a slot
-    std::vector<size_t> free_;          // slots
+    std::unique_ptr<DecodeState> all_;        // of all slots: one block of memory a layer
+    std::vector<DecodeState> states_;         // its rows, one a slot
+    std::unique_ptr<DeviceSampler> sampler_;  // where the device draws
+    std::deque<std::vector<int64_t>>
+        drawn_;                 // for each step whose tokens the host has not read: the request in each slot, or -1
+    std::vector<size_t> free_;  // slots
     std::deque<std::unique_ptr<Sequence>> waiting_;
     std::vector<std::unique_ptr<Sequence>> running_;  // in the order in which they were admitted
     std::vector<Finished> finished_;

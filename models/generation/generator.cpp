@@ -288,9 +288,17 @@ Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
     return logits;
 }
 
-Tensor Generator::step_rows(DecodeState& state, const Tensor& ids, std::span<const int64_t> positions) const {
+DecodeStep& Generator::step_of(DecodeState& state) const {
     if (!state.step_) state.step_ = std::make_shared<DecodeStep>(decoder_, state.layers_, state.terms_);
-    return state.step_->run(ids, positions);
+    return *state.step_;
+}
+
+Tensor Generator::step_rows(DecodeState& state, const Tensor& ids, std::span<const int64_t> positions) const {
+    return step_of(state).run(ids, positions);
+}
+
+void Generator::draw_rows(DecodeState& state, DeviceSampler& sampler, std::span<const int64_t> positions) const {
+    step_of(state).draw(sampler, positions);
 }
 
 void Generator::feed(DecodeState& state, const Tensor& ids) const {

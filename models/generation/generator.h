@@ -13,6 +13,7 @@
 namespace lc::models {
 
 class DecodeStep;
+class DeviceSampler;
 
 // What attention keeps of the past, one entry a layer. Linearized layers: state and ring, constant size. Softmax
 // layers: keys and values, growing.
@@ -74,8 +75,11 @@ class Generator {
 
     // One token for the rows of one state, which must step together: DecodeStep::run. The state's own position stays as it is.
     Tensor step_rows(DecodeState& state, const Tensor& ids, std::span<const int64_t> positions) const;
+    // The same for the ids that the sampler drew last, and draws the next ones: DecodeStep::draw.
+    void draw_rows(DecodeState& state, DeviceSampler& sampler, std::span<const int64_t> positions) const;
 
   private:
+    DecodeStep& step_of(DecodeState& state) const;
     Tensor run(DecodeState& state, const Tensor& ids, bool want_logits) const;
     Tensor attend(DecodeState& state, int64_t layer, const Qkv& qkv) const;
     Tensor attend_each(std::span<DecodeState* const> states, int64_t layer, const Qkv& qkv) const;

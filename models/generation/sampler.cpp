@@ -6,98 +6,14 @@
 #include <limits>
 
 #include "core/check.h"
-#include "core/rng.h"
 #include "io/text.h"
+#include "kernels/sample/sample_rules.h"
 
 namespace lc::models {
 namespace {
 
-struct Candidate {
-    int32_t id;
-    double weight;  // exp((logit - largest logit) / temperature)
-};
-
-bool better(const Candidate& a, const Candidate& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-}
-bool worse(const Candidate& a, const Candidate& b) {
-    return better(b, a);
-}
-
-double total(std::span<const Candidate> candidates) {
-    double sum = 0;
-    for (const Candidate& candidate : candidates) sum += candidate.weight;
-    return sum;
-}
-
-// Every penalty works on the biased logit: an id seen twice is penalized once for repetition.
-void penalize(std::vector<float>& scores, const TokenHistory& history, const SamplingOptions& options) {
-    std::vector<int32_t> generated(scores.size());  // how often
-    std::vector<bool> seen(scores.size());
-    const auto inside = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < scores.size(); };
-    for (const int32_t id : history.prompt)
-        if (inside(id)) seen[static_cast<size_t>(id)] = true;
-    for (const int32_t id : history.generated)
-        if (inside(id)) seen[static_cast<size_t>(id)] = true, ++generated[static_cast<size_t>(id)];
-    for (size_t id = 0; id < scores.size(); ++id) {
-        if (!seen[id]) continue;
-        double score = scores[id];
-        score = score > 0 ? score / options.repetition_penalty : score * options.repetition_penalty;
-        if (generated[id] > 0) score -= options.presence_penalty + options.frequency_penalty * generated[id];
-        scores[id] = static_cast<float>(score);
-    }
-}
-
 bool penalizes(const SamplingOptions& o) {
     return o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0;
-}
-
-std::vector<float> scores_of(std::span<const float> logits, const TokenHistory& history, const SamplingOptions& options,
-                             int64_t position) {
-    bool any = false;
-    for (size_t i = 0; i < logits.size(); ++i) {
-        LC_REQUIRE(Numerics, !std::isnan(logits[i]) && logits[i] < std::numeric_limits<float>::infinity(),
-                   "the logit of token {} is {} at position {}", i, std::isnan(logits[i]) ? "NaN" : "infinite",
-                   position);
-        any = any || std::isfinite(logits[i]);
-    }
-    LC_REQUIRE(Numerics, any, "all logits are -infinity at position {}", position);
-    std::vector<float> scores(logits.begin(), logits.end());
-    for (const LogitBias& bias : options.logit_bias)
-        scores[static_cast<size_t>(bias.id)] += static_cast<float>(bias.value);
-    if (penalizes(options)) penalize(scores, history, options);
-    return scores;
-}
-
-// The likeliest tokens that together reach `share` of the weight; at least one.
-void keep_top_p(std::vector<Candidate>& kept, double share) {
-    const double enough = share * total(kept);
-    std::make_heap(kept.begin(), kept.end(), worse);  // a few pops are far cheaper than sorting a vocabulary
-    auto rest = kept.end();
-    double sum = 0;
-    do {
-        std::pop_heap(kept.begin(), rest--, worse);
-        sum += rest->weight;
-    } while (sum < enough && rest != kept.begin());
-    kept.erase(kept.begin(), rest);
-}
-
-// What may be drawn, by id, so that the draw does not depend on which filters were at work.
-std::vector<Candidate> candidates_of(std::span<const float> scores, float best, const SamplingOptions& options) {
-    std::vector<Candidate> kept(scores.size());
-    for (size_t i = 0; i < scores.size(); ++i)
-        kept[i] = {static_cast<int32_t>(i), std::exp((double{scores[i]} - double{best}) / options.temperature)};
-    const bool cut = options.top_k > 0 && static_cast<size_t>(options.top_k) < kept.size();
-    if (cut) {
-        std::nth_element(kept.begin(), kept.begin() + (options.top_k - 1), kept.end(), better);
-        kept.resize(static_cast<size_t>(options.top_k));
-    }
-    if (options.top_p < 1) keep_top_p(kept, options.top_p);
-    if (options.min_p > 0)
-        std::erase_if(kept, [&](const Candidate& c) { return c.weight < options.min_p; });  // the best has 1
-    if (cut || options.top_p < 1)
-        std::sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-    return kept;
 }
 
 }  // namespace
@@ -114,6 +30,8 @@ void validate(const SamplingOptions& o, int64_t vocab_size) {
                o.presence_penalty);
     LC_REQUIRE(Usage, std::isfinite(o.frequency_penalty), "frequency_penalty must be a number, got {}",
                o.frequency_penalty);
+    LC_REQUIRE(Usage, vocab_size <= kernels::kMostSampleIds, "a vocabulary of {} ids is more than {}", vocab_size,
+               kernels::kMostSampleIds);
     for (const LogitBias& bias : o.logit_bias) {
         LC_REQUIRE(Usage, bias.id >= 0 && bias.id < vocab_size, "logit_bias: token {} is not in [0, {})", bias.id,
                    vocab_size);
@@ -122,19 +40,56 @@ void validate(const SamplingOptions& o, int64_t vocab_size) {
     }
 }
 
+kernels::SampleSettings settings_of(const SamplingOptions& o) {
+    return {.top_p = o.top_p,
+            .repetition = o.repetition_penalty,
+            .presence = o.presence_penalty,
+            .frequency = o.frequency_penalty,
+            .min_weight = kernels::sample_min_weight(o.min_p),
+            .random = Random(o.seed, o.request),
+            .top_k = static_cast<int32_t>(std::min(o.top_k, kernels::kMostSampleIds)),
+            .sharpness = o.temperature > 0 ? kernels::sample_sharpness(o.temperature) : 0.0f,
+            .greedy = o.temperature == 0,
+            .uses_bias = !o.logit_bias.empty(),
+            .uses_seen = penalizes(o)};
+}
+
+std::vector<float> bias_of(const SamplingOptions& options, int64_t vocab_size) {
+    std::vector<float> bias(static_cast<size_t>(vocab_size));
+    for (const LogitBias& entry : options.logit_bias)
+        bias[static_cast<size_t>(entry.id)] += static_cast<float>(entry.value);
+    return bias;
+}
+
+std::vector<int32_t> seen_in(const TokenHistory& history, int64_t vocab_size) {
+    std::vector<int32_t> seen(static_cast<size_t>(vocab_size));
+    const auto inside = [&](int32_t id) { return id >= 0 && id < vocab_size; };
+    for (const int32_t id : history.prompt)
+        if (inside(id)) seen[static_cast<size_t>(id)] |= kernels::kSeenInPrompt;
+    for (const int32_t id : history.generated)
+        if (inside(id)) ++seen[static_cast<size_t>(id)];
+    return seen;
+}
+
+int32_t id_of(const kernels::SampleResult& result, int64_t position) {
+    using kernels::SampleStatus;
+    const bool nan = result.status == SampleStatus::nan_logit;
+    LC_REQUIRE(Numerics, !nan && result.status != SampleStatus::infinite_logit,
+               "the logit of token {} is {} at position {}", result.id, nan ? "NaN" : "infinite", position);
+    LC_REQUIRE(Numerics, result.status != SampleStatus::no_logit, "all logits are -infinity at position {}", position);
+    LC_REQUIRE(Usage, result.status != SampleStatus::nothing_left,
+               "logit_bias leaves no token to choose from at position {}", position);
+    LC_CHECK(result.status == SampleStatus::drawn, "sample: no token was asked for at position {}", position);
+    return result.id;
+}
+
 int32_t sample(std::span<const float> logits, const TokenHistory& history, const SamplingOptions& options,
                int64_t position) {
-    LC_CHECK(!logits.empty(), "sample: no logits");
-    const std::vector<float> scores = scores_of(logits, history, options, position);
-    const auto best = std::max_element(scores.begin(), scores.end());
-    LC_REQUIRE(Usage, std::isfinite(*best), "logit_bias leaves no token to choose from at position {}", position);
-    if (options.temperature == 0) return static_cast<int32_t>(best - scores.begin());
-
-    const std::vector<Candidate> kept = candidates_of(scores, *best, options);
-    double left = Random(options.seed, options.request).uniform(static_cast<uint64_t>(position)) * total(kept);
-    for (const Candidate& candidate : kept)
-        if ((left -= candidate.weight) < 0) return candidate.id;
-    return std::min_element(kept.begin(), kept.end(), better)->id;  // rounding left a crumb
+    const kernels::SampleSettings settings = settings_of(options);
+    const auto vocab_size = std::ssize(logits);
+    const std::vector<float> bias = settings.uses_bias ? bias_of(options, vocab_size) : std::vector<float>();
+    const std::vector<int32_t> seen = settings.uses_seen ? seen_in(history, vocab_size) : std::vector<int32_t>();
+    return id_of(kernels::sample_row(logits, bias, seen, settings, position), position);
 }
 
 LogitBias parse_logit_bias(std::string_view text) {

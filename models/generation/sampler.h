@@ -1,4 +1,4 @@
-// Picks the next token from logits. The order is fixed: logit bias, penalties, temperature, top-k, top-p, min-p, draw.
+// How a request picks its tokens, in the words of users, and what kernels/sample makes of it: there is the rule, for both devices.
 // Random numbers are Philox(seed, request) at the token's position: the same request gives the same tokens whatever
 // else runs.
 #pragma once
@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "kernels/sample/sample.h"
 
 namespace lc::models {
 
@@ -36,6 +38,13 @@ struct TokenHistory {
 
 // Throws Error(Usage) naming the option that is out of range, bias for an id outside [0, vocab_size) included.
 void validate(const SamplingOptions& options, int64_t vocab_size);
+
+// The same for the kernel, and its tables of one sequence: [vocab_size] each, ids beyond it are nobody's.
+kernels::SampleSettings settings_of(const SamplingOptions& options);
+std::vector<float> bias_of(const SamplingOptions& options, int64_t vocab_size);
+std::vector<int32_t> seen_in(const TokenHistory& history, int64_t vocab_size);
+// The drawn id. Throws as sample() does for a result that is none.
+int32_t id_of(const kernels::SampleResult& result, int64_t position);
 
 // logits [V]; position: index of the token being drawn. Of equal logits the lowest id comes first. Throws
 // Error(Numerics) when a logit is NaN or all are -infinity, Error(Usage) when it is logit_bias that leaves none.

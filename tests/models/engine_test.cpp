@@ -1,16 +1,13 @@
 // A request's result is its own: the full forward's, whoever else runs and whenever they came.
-#include "models/generation/engine.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <map>
 #include <numeric>
 
 #include "io/text.h"
 #include "tests/assets.h"
-#include "tests/models/generation_tools.h"
+#include "tests/models/engine_tools.h"
 
 namespace lc::models {
 namespace {
@@ -18,21 +15,12 @@ namespace {
 using test::decoder_with_text;
 using test::DecodeVariant;
 using test::error_of;
+using test::greedy;
+using test::mixed_requests;
 using test::prompt_of;
+using test::run_all;
 using test::tiny_tokenizer;
 using testing::HasSubstr;
-
-Request greedy(std::vector<int32_t> prompt, int64_t tokens) {
-    return {.prompt = std::move(prompt), .options = {.max_new_tokens = tokens, .sampling = {.temperature = 0}}};
-}
-
-std::map<int64_t, Finished> run_all(Engine& engine) {
-    std::map<int64_t, Finished> results;
-    while (engine.step())
-        for (Finished& finished : engine.take_finished()) results[finished.id] = std::move(finished);
-    EXPECT_EQ(engine.running() + engine.waiting(), 0);
-    return results;
-}
 
 class EngineOf : public testing::TestWithParam<DecodeVariant> {
   protected:
@@ -56,23 +44,6 @@ TEST_P(EngineOf, GreedyIdsAreThoseOfTheFullForward) {
         test::expect_greedy(decoder_, GetParam().mode, prompt_of(length, static_cast<uint64_t>(length)),
                             finished.result.ids);
     }
-}
-
-std::vector<Request> mixed_requests() {
-    std::vector<Request> requests;
-    for (uint64_t i = 0; i < 21; ++i) {
-        Request request =
-            greedy(prompt_of(1 + static_cast<int64_t>(i * i % 37), i), 5 + static_cast<int64_t>(i * 7 % 30));
-        request.options.sampling = {.temperature = i % 3 == 0 ? 0 : 0.5 * static_cast<double>(i % 5 + 1),
-                                    .top_k = static_cast<int64_t>(i % 4 * 10),
-                                    .top_p = i % 2 ? 0.9 : 1,
-                                    .frequency_penalty = i % 7 == 0 ? 0.5 : 0.0,
-                                    .logit_bias = {},
-                                    .seed = 17,
-                                    .request = i};
-        requests.push_back(std::move(request));
-    }
-    return requests;
 }
 
 // Neither the number of slots nor the order of arrival, nor when the others come, changes a single id.
