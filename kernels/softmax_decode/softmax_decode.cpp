@@ -26,12 +26,13 @@ void check(const SoftmaxDecode& a) {
              "softmax_decode: positions must be [{}] of i64 beside q, dense, got {} of {}", batch, a.positions.shape(),
              name_of(a.positions.dtype));
     LC_CHECK(a.q.device.is_cpu() || d <= 512, "softmax_decode: CUDA takes heads of at most 512, got {}", d);
+    LC_CHECK(a.window >= 0, "softmax_decode: window {}", a.window);
     require_alike("softmax_decode", {a.q, a.k, a.v, a.keys, a.values, a.y});
 }
 
-TensorView part(const TensorView& x, int64_t b, int64_t length) {
+TensorView part(const TensorView& x, int64_t b, int64_t first, int64_t length) {
     TensorView view = x;
-    view.layout = view.layout.slice(0, b, 1).slice(2, 0, length);
+    view.layout = view.layout.slice(0, b, 1).slice(2, first, length);
     return view;
 }
 
@@ -39,12 +40,13 @@ TensorView part(const TensorView& x, int64_t b, int64_t length) {
 void softmax_decode_fast(const SoftmaxDecode& a, Stream stream) {
     const auto attend = [&](int64_t b) {
         const int64_t position = a.positions.as<const int64_t, 1>()(b);
-        if (position < 0) return fill_strided(part(a.y, b, 1), 0);
+        if (position < 0) return fill_strided(part(a.y, b, 0, 1), 0);
         softmax_decode_append_naive<float>(a, b, position);
-        softmax_attention_forward({.q = part(a.q, b, 1),
-                                   .k = part(a.keys, b, position + 1),
-                                   .v = part(a.values, b, position + 1),
-                                   .y = part(a.y, b, 1),
+        const int64_t first = SoftmaxDecode::first_seen(position, a.window);
+        softmax_attention_forward({.q = part(a.q, b, 0, 1),
+                                   .k = part(a.keys, b, first, position + 1 - first),
+                                   .v = part(a.values, b, first, position + 1 - first),
+                                   .y = part(a.y, b, 0, 1),
                                    .lse = {}},
                                   stream);
     };

@@ -43,7 +43,7 @@ struct Heads {
 struct Args {
     Heads q, k, v, keys, values, y;
     const int64_t* positions;
-    int64_t batch, heads, kv_heads;
+    int64_t batch, heads, kv_heads, window;
     int d;
 
     explicit Args(const SoftmaxDecode& a)
@@ -57,6 +57,7 @@ struct Args {
           batch(a.q.size(0)),
           heads(a.q.size(1)),
           kv_heads(a.k.size(1)),
+          window(a.window),
           d(static_cast<int>(a.q.size(3))) {}
 };
 
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const float scale = rsqrtf(static_cast<float>(a.d));
     float high = -INFINITY, total = 0, sum[kMostColumns] = {};
-    for (int64_t first = 0; first < length; first += kTile) {
+    for (int64_t first = SoftmaxDecode::first_seen(length - 1, a.window); first < length; first += kTile) {
         const int count = static_cast<int>(min(int64_t{kTile}, length - first));
         for (int j = warp; j < count; j += kWarps) {
             float dot = 0;

@@ -1,6 +1,6 @@
 // One token of softmax attention for every sequence of a batch, over all keys and values that it has seen.
 //
-//   position t: put k_t, v_t into row t of keys and values;  y = sum_j p_j v_j,  p = softmax_j((q . k_j) / sqrt(D)),  j <= t
+//   position t: put k_t, v_t into row t of keys and values;  y = sum_j p_j v_j,  p = softmax_j((q . k_j) / sqrt(D)),  j <= t, t - window < j
 //
 // Equal to row t of softmax_attention over the whole sequence, up to rounding. Every sequence is at a position of its own, which is
 // read on the device: what is launched depends on the capacity C alone, so that a step can be recorded once and replayed until the
@@ -19,6 +19,12 @@ struct SoftmaxDecode {
     TensorView
         positions;  // [B]            in, i64, dense: t of each sequence, below C; below 0: an idle one, whose memory stays
                     //                and whose y becomes 0
+    int64_t window = 0;  // of keys seen, the last ones, the own included; 0: all
+
+    // First key that position t sees.
+    static constexpr int64_t first_seen(int64_t t, int64_t window) {
+        return window > 0 && t >= window ? t + 1 - window : 0;
+    }
 };
 void softmax_decode(const SoftmaxDecode& args, Stream stream);
 void softmax_decode_cuda(const SoftmaxDecode& args, Stream stream);

@@ -27,13 +27,14 @@ void softmax_decode_naive(const SoftmaxDecode& a) {
         if (position >= 0) softmax_decode_append_naive<T>(a, b, position);
         for (int64_t h = 0; h < q.size(1); ++h) {
             std::vector<T> p(static_cast<size_t>(position + 1)), n(static_cast<size_t>(d));
-            for (int64_t j = 0; j <= position; ++j) {
+            const int64_t first = SoftmaxDecode::first_seen(position, a.window);
+            for (int64_t j = first; j <= position; ++j) {
                 for (int64_t x = 0; x < d; ++x) p[j] += q(b, h, 0, x) * keys(b, h / group, j, x);
                 p[j] /= std::sqrt(static_cast<T>(d));
             }
-            const T max = p.empty() ? T{0} : *std::max_element(p.begin(), p.end());
+            const T max = p.empty() ? T{0} : *std::max_element(p.begin() + first, p.end());
             T sum = 0;
-            for (int64_t j = 0; j <= position; ++j) {
+            for (int64_t j = first; j <= position; ++j) {
                 sum += p[j] = std::exp(p[j] - max);
                 for (int64_t x = 0; x < d; ++x) n[x] += p[j] * values(b, h / group, j, x);
             }

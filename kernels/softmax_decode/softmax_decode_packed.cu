@@ -37,6 +37,7 @@ struct Args {
     int64_t q_b, q_h, k_b, k_h, v_b, v_h, keys_b, keys_h, values_b, values_h, y_b, y_h;  // strides
     const int64_t* positions;
     float *o, *m, *l;  // of the chunks: [B,H,chunks,D], [B,H,chunks], [B,H,chunks]
+    int64_t window;
     int heads, kv_heads, group, chunks;
 };
 
@@ -81,6 +82,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
     const int64_t b = blockIdx.y / a.kv_heads, hk = blockIdx.y % a.kv_heads, position = a.positions[b];
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
     if (first > position) return;
+    const int unseen = static_cast<int>(max(SoftmaxDecode::first_seen(position, a.window) - first, int64_t{0}));
+    if (unseen >= kChunk) return;
     const int count = static_cast<int>(min(int64_t{kChunk}, position + 1 - first));
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, own = static_cast<int>(position - first);
     const int column = lane % R::kLanes * R::kNumbers, row = warp * kMine + lane / R::kLanes;
@@ -130,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant_
 #pragma unroll
         for (int i = 0; i < kChunk / kWarp; ++i) {
             const int j = i * kWarp + lane;
-            mine[i] = j < count ? weights[j * G + warp] : -INFINITY;
+            mine[i] = j >= unseen && j < count ? weights[j * G + warp] : -INFINITY;
             high = fmaxf(high, mine[i]);
         }
         high = warp_max(high);
@@ -188,6 +191,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
     __shared__ float sums[kParts][D];
     const int64_t head = blockIdx.x, b = head / a.heads, position = a.positions[b];
     const int column = threadIdx.x % D, part = threadIdx.x / D, chunks = static_cast<int>(position / kChunk) + 1;
+    const int first = static_cast<int>(SoftmaxDecode::first_seen(position, a.window) / kChunk);
     T* y = a.y + b * a.y_b + head % a.heads * a.y_h;
     if (position < 0) {
         if (part == 0) y[column] = from_float<T>(0);
@@ -195,12 +199,13 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
     }
     const float *m = a.m + head * a.chunks, *l = a.l + head * a.chunks, *o = a.o + head * a.chunks * D + column;
     float high = -INFINITY, total = 0, sum = 0;
-    for (int c = threadIdx.x; c < chunks; c += kCombineThreads) high = fmaxf(high, m[c]);
+    for (int c = first + static_cast<int>(threadIdx.x); c < chunks; c += kCombineThreads) high = fmaxf(high, m[c]);
     high = block_max(high);
-    for (int c = threadIdx.x; c < chunks; c += kCombineThreads) total += exp2f(m[c] - high) * l[c];
+    for (int c = first + static_cast<int>(threadIdx.x); c < chunks; c += kCombineThreads)
+        total += exp2f(m[c] - high) * l[c];
     total = block_sum(total);
 #pragma unroll 8
-    for (int c = part; c < chunks; c += kParts) sum = fmaf(exp2f(m[c] - high), o[int64_t{c} * D], sum);
+    for (int c = first + part; c < chunks; c += kParts) sum = fmaf(exp2f(m[c] - high), o[int64_t{c} * D], sum);
     sums[part][column] = sum;
     __syncthreads();
     if (part != 0) return;
@@ -245,6 +250,7 @@ Args<T> args_of(const SoftmaxDecode& a) {
             .y_b = a.y.stride(0),
             .y_h = a.y.stride(1),
             .positions = device_data<const int64_t>(a.positions),
+            .window = a.window,
             .heads = static_cast<int>(a.q.size(1)),
             .kv_heads = static_cast<int>(a.k.size(1)),
             .group = static_cast<int>(a.q.size(1) / a.k.size(1)),

@@ -1,6 +1,7 @@
 #include "models/generation/cached_attention.h"
 
 #include "kernels/hybrid_decode/hybrid_decode.h"
+#include "kernels/softmax_decode/softmax_decode.h"
 
 namespace lc::models {
 
@@ -27,6 +28,19 @@ void decode_linearized(const DecoderLayer& layer, const Qkv& qkv, const kernels:
                             .positions = positions.view(),
                             .spec = spec},
                            current_stream(qkv.q.device()));
+}
+
+void decode_softmax(const Qkv& qkv, const Tensor& positions, const Tensor& keys, const Tensor& values, int64_t window,
+                    const Tensor& y) {
+    kernels::softmax_decode({.q = qkv.q.view(),
+                             .k = qkv.k.view(),
+                             .v = qkv.v.view(),
+                             .keys = keys.view(),
+                             .values = values.view(),
+                             .y = y.view(),
+                             .positions = positions.view(),
+                             .window = window},
+                            current_stream(qkv.q.device()));
 }
 
 }  // namespace lc::models

@@ -69,7 +69,7 @@ int32_t Conversation::first_id(const Continuation& answer, const Tensor& logits)
 
 // The id after the one that was drawn last, which the state sees now.
 int32_t Conversation::next_id(const Continuation& answer) {
-    if (!sampler_ || !state_.steps_together())
+    if (!sampler_)
         return first_id(answer, generator_.advance(state_, Tensor::from(std::vector<int32_t>{ids_.back()}, {1, 1})));
     generator_.draw_rows(state_, *sampler_, {{state_.position()}});
     state_.count_token();
@@ -80,7 +80,7 @@ int32_t Conversation::next_id(const Continuation& answer) {
 void Conversation::restore(std::vector<int32_t> ids, int64_t position, const DecodeState::TensorReader& read) {
     LC_CHECK(ids_.empty() && position <= std::ssize(ids), "conversation: {} ids restored to position {}, over {}",
              ids.size(), position, ids_.size());
-    state_.restore(position, decoder_, read);
+    state_.restore(position, read);
     ids_ = std::move(ids);
 }
 

@@ -1,5 +1,6 @@
 #include "models/generation/decode_step.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "autograd/grad_mode.h"
@@ -9,12 +10,11 @@
 
 namespace lc::models {
 
-DecodeStep::DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, Terms terms)
-    : decoder_(decoder), layers_(std::move(layers)), terms_(terms) {
+DecodeStep::DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, KvRows kv, Terms terms)
+    : decoder_(decoder), layers_(std::move(layers)), kv_(std::move(kv)), terms_(terms) {
     LC_CHECK(std::ssize(layers_) == decoder.num_layers() && decoder.num_layers() > 0,
              "decode step: {} caches for {} layers", layers_.size(), decoder.num_layers());
-    for (const LayerCache& cache : layers_) LC_CHECK(cache.s.defined(), "decode step: a layer is not linearized");
-    const int64_t batch = layers_.front().s.size(0);
+    const int64_t batch = kv_.count;
     // Profiling waits for every op, and what is recorded is no op any more.
     recordable_ = decoder.device().is_cuda() && cuda::Graph::possible() && !profile_enabled();
     ids_ = Tensor::zeros({batch, 1}, DType::i32, decoder.device());
@@ -26,12 +26,15 @@ DecodeStep::DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, T
 }
 
 Tensor DecodeStep::compute(const Tensor& ids) const {
-    const kernels::LinearizedSpec spec = effective_spec(*decoder_.attention(), terms_);
     Tensor h = decoder_.embed(ids);
     for (int64_t i = 0; i < decoder_.num_layers(); ++i) {
         const Qkv qkv = decoder_.project(i, h, positions_);
         const Tensor y = attention_output(qkv.q);
-        decode_linearized(decoder_.layer(i), qkv, spec, positions_, layers_[static_cast<size_t>(i)], y);
+        if (kv_.memory->holds(i))
+            decode_softmax(qkv, positions_, kv_.keys(i), kv_.values(i), decoder_.window_of(i), y);
+        else
+            decode_linearized(decoder_.layer(i), qkv, effective_spec(*decoder_.attention(), terms_), positions_,
+                              layers_[static_cast<size_t>(i)], y);
         h = decoder_.finish(i, h, y);
     }
     return decoder_.logits_of(h);
@@ -44,6 +47,9 @@ void DecodeStep::place(std::span<const int64_t> positions) {
     for (const int64_t position : positions)
         LC_REQUIRE(Usage, position < limit, "{} tokens are more than the model allows (max_position_embeddings {})",
                    position + 1, limit);
+    kv_.memory->grow(*std::max_element(positions.begin(), positions.end()) + 1);
+    if (kv_version_ != kv_.memory->version()) forget(run_), forget(draw_);
+    kv_version_ = kv_.memory->version();
     if (decoder_.device().is_cpu()) return positions_.copy_from(Tensor::from(positions, positions_.shape()));
     Mail& mail = mail_[next_mail_++ % mail_.size()];
     mail.arrived->wait();
@@ -70,12 +76,15 @@ Tensor DecodeStep::run(const Tensor& ids, std::span<const int64_t> positions) {
 void DecodeStep::draw(DeviceSampler& sampler, std::span<const int64_t> positions) {
     const NoGrad no_grad;
     place(positions);
-    if (draw_ && (sampler_ != &sampler || sampler_version_ != sampler.version())) {
-        synchronize(decoder_.device());  // it may still run
-        draw_ = nullptr;
-    }
+    if (sampler_ != &sampler || sampler_version_ != sampler.version()) forget(draw_);
     sampler_ = &sampler, sampler_version_ = sampler.version();
     play(draw_, [&] { sampler.draw(compute(sampler.ids()), positions_); });
+}
+
+void DecodeStep::forget(Recording& recording) {
+    if (!recording) return;
+    synchronize(decoder_.device());  // it may still run
+    recording = nullptr;
 }
 
 // `work` as it was recorded. The first time the work itself, and beside it the recording for those that follow.

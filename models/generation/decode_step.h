@@ -13,13 +13,12 @@
 
 namespace lc::models {
 
-// What differs from step to step, ids and positions, lies in tensors, and every layer keeps a memory of constant size. So on a GPU the
-// first step is recorded and the others are one launch each.
+// What differs from step to step, ids and positions, lies in tensors. So on a GPU the first step is recorded and the others are one
+// launch each; where softmax layers keep keys and values, it is recorded anew when their memory grows.
 class DecodeStep {
   public:
-    // Every layer must be linearized. Keeps a reference to the decoder, whose tensors must stay as they are; shares the caches'
-    // memory.
-    DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, Terms terms);
+    // Keeps a reference to the decoder, whose tensors must stay as they are; shares the memory of caches, keys and values.
+    DecodeStep(const Decoder& decoder, std::vector<LayerCache> layers, KvRows kv, Terms terms);
 
     // ids [B,1] on any device: ids[b] joins sequence b as token positions[b]; below 0 the sequence is idle, and its state stays.
     // Returns logits [B,V], which the next call overwrites; those of idle sequences mean nothing.
@@ -34,9 +33,12 @@ class DecodeStep {
     Tensor compute(const Tensor& ids) const;
     void place(std::span<const int64_t> positions);
     void play(Recording& recording, const std::function<void()>& work);
+    void forget(Recording& recording);
 
     const Decoder& decoder_;
     std::vector<LayerCache> layers_;
+    KvRows kv_;
+    int64_t kv_version_ = 0;
     Terms terms_;
     Tensor ids_, positions_, logits_;
     Recording run_, draw_;

@@ -59,7 +59,7 @@ Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const Eng
     all_ = std::make_unique<DecodeState>(decoder, options.mode.mode, options.slots, options.mode.terms);
     for (int64_t i = 0; i < options.slots; ++i) states_.push_back(all_->row(i));
     for (size_t slot = states_.size(); slot-- > 0;) free_.push_back(slot);
-    if ((decoder.device().is_cuda() || options.as_on_gpu) && all_->steps_together())
+    if (decoder.device().is_cuda() || options.as_on_gpu)
         sampler_ = std::make_unique<DeviceSampler>(options.slots, decoder.config().vocab_size, decoder.device());
 }
 
@@ -150,17 +150,16 @@ void Engine::decode() {
     std::vector<Sequence*> ready;
     for (const auto& sequence : running_)
         if (sequence->read && !sequence->ended()) ready.push_back(sequence.get());
-    const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
-    for (size_t first = 0; first < ready.size(); first += static_cast<size_t>(rows))
-        decode_group(std::span(ready).subspan(first, std::min(static_cast<size_t>(rows), ready.size() - first)));
+    constexpr auto rows = static_cast<size_t>(kCpuRows);
+    for (size_t first = 0; first < ready.size(); first += rows)
+        decode_group(std::span(ready).subspan(first, std::min(rows, ready.size() - first)));
 }
 
 void Engine::decode_group(std::span<Sequence* const> group) {
     std::vector<DecodeState*> states;
     std::vector<int32_t> ids;
     for (const Sequence* sequence : group) states.push_back(sequence->state), ids.push_back(sequence->last);
-    const int64_t rows = decoder_.device().is_cpu() ? kCpuRows : options_.slots;
-    const std::vector<float> logits = generator_.step(states, ids, rows).to_vector<float>();
+    const std::vector<float> logits = generator_.step(states, ids, kCpuRows).to_vector<float>();
     const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
     for (size_t i = 0; i < group.size(); ++i)
         add(*group[i], [&] { return group[i]->text.draw(std::span(logits).subspan(i * vocab, vocab)); });
@@ -223,6 +222,7 @@ void Engine::retire() {
         free_.push_back(sequence->slot);
     }
     std::erase_if(running_, [](const auto& sequence) { return sequence->state == nullptr; });
+    if (running_.empty() && waiting_.empty()) all_->release_keys();
 }
 
 std::vector<Finished> Engine::take_finished() {

@@ -6,7 +6,6 @@
 #include "autograd/ops/softmax_attention.h"
 #include "autograd/ops/views.h"
 #include "core/parallel.h"
-#include "kernels/softmax_attention/softmax_attention.h"
 #include "models/generation/cached_attention.h"
 #include "models/generation/decode_step.h"
 
@@ -77,37 +76,20 @@ Tensor positions_of(int64_t position, const Tensor& q) {
     return Tensor::full({q.size(0)}, static_cast<double>(position), DType::i64, q.device());
 }
 
-// Appends the new keys and values, with room for twice as many when it is used up.
-void append(Tensor& buffer, int64_t position, const Tensor& fresh, int64_t limit) {
-    const int64_t length = position + fresh.size(2);
-    if (!buffer.defined() || buffer.size(2) < length) {
-        const int64_t capacity = std::min(std::max<int64_t>(64, 2 * length), std::max(limit, length));
-        const Tensor larger =
-            Tensor::empty({fresh.size(0), fresh.size(1), capacity, fresh.size(3)}, fresh.dtype(), fresh.device());
-        if (position > 0) larger.sliced(2, 0, position).copy_from(buffer.sliced(2, 0, position));
-        buffer = larger;
-    }
-    buffer.sliced(2, position, fresh.size(2)).copy_from(fresh);
-}
-
-// What the last `queries` of `length` positions see of a cache of keys or values: all of it, or the end that windows reach.
-struct VisiblePart {
-    int64_t first, count, window;
-    VisiblePart(int64_t length, int64_t queries, int64_t window_size)
-        : first(window_size > 0 ? std::max<int64_t>(0, length - queries + 1 - window_size) : 0),
-          count(length - first),
-          window(window_size) {}
-    Tensor of(const Tensor& cache) const { return cache.sliced(2, first, count); }
-};
-
 }  // namespace
 
 DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t batch, Terms terms)
     : mode_(mode), terms_(terms), batch_(batch), layers_(static_cast<size_t>(decoder.num_layers())) {
     LC_CHECK(batch >= 1, "decode state: batch {}", batch);
-    if (mode == AttentionMode::Softmax || !decoder.attention()) return;
-    const LinearizedSpec spec = effective_spec(*decoder.attention(), terms);
     const DecoderConfig& c = decoder.config();
+    const bool linearized = mode == AttentionMode::Linearized && decoder.attention();
+    KvMemory::Shape kept{.rows = batch, .kv_heads = c.num_kv_heads, .head_dim = c.head_dim, .most = c.max_positions};
+    kept.dtype = decoder.dtype(), kept.device = decoder.device();
+    for (int64_t i = 0; i < decoder.num_layers(); ++i)
+        kept.layers.push_back(!linearized || !decoder.layer(i).linearized);
+    kv_ = {std::make_shared<KvMemory>(std::move(kept)), 0, batch};
+    if (!linearized) return;
+    const LinearizedSpec spec = effective_spec(*decoder.attention(), terms);
     for (int64_t i = 0; i < decoder.num_layers(); ++i) {
         const DecoderLayer& layer = decoder.layer(i);
         if (!layer.linearized) continue;
@@ -125,9 +107,9 @@ DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t bat
 }
 
 int64_t DecodeState::bytes() const {
-    int64_t total = 0;
+    int64_t total = kv_.bytes();
     for (const LayerCache& cache : layers_)
-        for (const Tensor* tensor : {&cache.s, &cache.z, &cache.ring_k, &cache.ring_v, &cache.keys, &cache.values})
+        for (const Tensor* tensor : {&cache.s, &cache.z, &cache.ring_k, &cache.ring_v})
             if (tensor->defined()) total += tensor->nbytes();
     return total;
 }
@@ -137,22 +119,17 @@ DecodeState DecodeState::row(int64_t index) const {
              position_);
     DecodeState one = *this;
     one.batch_ = 1, one.step_ = nullptr;
+    one.kv_.first += index, one.kv_.count = 1;
     for (LayerCache& cache : one.layers_)
         for (Tensor* tensor : {&cache.s, &cache.z, &cache.ring_k, &cache.ring_v})
             if (tensor->defined()) *tensor = tensor->sliced(0, index, 1);
     return one;
 }
 
-bool DecodeState::steps_together() const {
-    return std::all_of(layers_.begin(), layers_.end(), [](const LayerCache& cache) { return cache.s.defined(); });
-}
-
 void DecodeState::reset() {
     position_ = 0;
-    for (LayerCache& cache : layers_) {
-        if (cache.s.defined()) cache.s.fill(0), cache.z.fill(0);  // what the rings hold is not looked at
-        cache.keys = {}, cache.values = {};
-    }
+    for (LayerCache& cache : layers_)  // what rings and keys hold is not looked at
+        if (cache.s.defined()) cache.s.fill(0), cache.z.fill(0);
 }
 
 std::vector<NamedTensor> DecodeState::tensors() const {
@@ -163,29 +140,26 @@ std::vector<NamedTensor> DecodeState::tensors() const {
             if (tensor.defined()) all.push_back({fmt::format("layers.{}.{}", i, name), tensor});
         };
         add("s", cache.s), add("z", cache.z), add("ring_k", cache.ring_k), add("ring_v", cache.ring_v);
-        if (!cache.keys.defined()) continue;
-        add("keys", cache.keys.sliced(2, 0, position_)), add("values", cache.values.sliced(2, 0, position_));
+        const auto layer = static_cast<int64_t>(i);
+        if (!kv_.memory->holds(layer) || position_ == 0) continue;
+        add("keys", kv_.keys(layer).sliced(2, 0, position_)), add("values", kv_.values(layer).sliced(2, 0, position_));
     }
     return all;
 }
 
-void DecodeState::restore(int64_t position, const Decoder& decoder, const TensorReader& read) {
+void DecodeState::restore(int64_t position, const TensorReader& read) {
     LC_CHECK(position_ == 0 && position >= 0, "decode state: restored to position {} at {}", position, position_);
-    const DecoderConfig& config = decoder.config();
-    const Placement& place = decoder.placement();
+    kv_.memory->grow(position);
     for (size_t i = 0; i < layers_.size(); ++i) {
-        LayerCache& cache = layers_[i];
-        const auto take = [&](const char* name, Tensor& tensor) {
+        const auto take = [&](const char* name, Tensor tensor) {
             if (tensor.defined())
                 tensor.copy_from(read(fmt::format("layers.{}.{}", i, name), tensor.shape(), tensor.dtype()));
         };
-        if (!cache.s.defined() && position > 0) {
-            const Shape shape{batch_, config.num_kv_heads, position, config.head_dim};
-            cache.keys = Tensor::empty(shape, place.dtype, place.device);
-            cache.values = Tensor::empty(shape, place.dtype, place.device);
-        }
+        const LayerCache& cache = layers_[i];
         take("s", cache.s), take("z", cache.z), take("ring_k", cache.ring_k), take("ring_v", cache.ring_v);
-        take("keys", cache.keys), take("values", cache.values);
+        const auto layer = static_cast<int64_t>(i);
+        if (!kv_.memory->holds(layer) || position == 0) continue;
+        take("keys", kv_.keys(layer).sliced(2, 0, position)), take("values", kv_.values(layer).sliced(2, 0, position));
     }
     position_ = position;
 }
@@ -209,11 +183,20 @@ Tensor Generator::attend(DecodeState& state, int64_t index, const Qkv& qkv) cons
         decode_linearized(layer, qkv, spec, positions_of(state.position_, qkv.q), cache, y);
         return y;
     }
-    const int64_t length = state.position_ + qkv.k.size(2);
-    append(cache.keys, state.position_, qkv.k, decoder_.config().max_positions);
-    append(cache.values, state.position_, qkv.v, decoder_.config().max_positions);
-    const VisiblePart seen(length, qkv.q.size(2), decoder_.window_of(index));
-    return softmax_attention(qkv.q, seen.of(cache.keys), seen.of(cache.values), seen.window);
+    const int64_t fresh = qkv.k.size(2), length = state.position_ + fresh;
+    state.kv_.memory->grow(length);
+    const Tensor keys = state.kv_.keys(index), values = state.kv_.values(index);
+    if (fresh == 1) {
+        const Tensor y = attention_output(qkv.q);
+        decode_softmax(qkv, positions_of(state.position_, qkv.q), keys, values, decoder_.window_of(index), y);
+        return y;
+    }
+    keys.sliced(2, state.position_, fresh).copy_from(qkv.k), values.sliced(2, state.position_, fresh).copy_from(qkv.v);
+    // The queries see all of it, or the end that their windows reach.
+    const int64_t window = decoder_.window_of(index),
+                  first = window > 0 ? std::max<int64_t>(0, length - fresh + 1 - window) : 0;
+    return softmax_attention(qkv.q, keys.sliced(2, first, length - first), values.sliced(2, first, length - first),
+                             window);
 }
 
 // Sequence i is row i of q, k and v [N,H,1,D]; rows beyond the sequences are padding and give zeros.
@@ -225,21 +208,12 @@ Tensor Generator::attend_each(std::span<DecodeState* const> states, int64_t inde
         DecodeState& state = *states[static_cast<size_t>(i)];
         LayerCache& cache = state.layers_[static_cast<size_t>(index)];
         const Qkv own{qkv.q.sliced(0, i, 1), qkv.k.sliced(0, i, 1), qkv.v.sliced(0, i, 1)};
-        const Tensor y_own = y.sliced(0, i, 1);
-        if (cache.s.defined())
-            return decode_linearized(decoder_.layer(index), own, effective_spec(*decoder_.attention(), state.terms_),
-                                     positions_of(state.position_, own.q), cache, y_own);
-        const int64_t length = state.position_ + 1;
-        append(cache.keys, state.position_, own.k, decoder_.config().max_positions);
-        append(cache.values, state.position_, own.v, decoder_.config().max_positions);
-        const VisiblePart seen(length, 1, decoder_.window_of(index));
-        kernels::softmax_attention_forward({.q = own.q.view(),
-                                            .k = seen.of(cache.keys).view(),
-                                            .v = seen.of(cache.values).view(),
-                                            .y = y_own.view(),
-                                            .lse = {},
-                                            .window = seen.window},
-                                           current_stream(y.device()));
+        const Tensor y_own = y.sliced(0, i, 1), position = positions_of(state.position_, own.q);
+        if (!cache.s.defined())
+            return decode_softmax(own, position, state.kv_.keys(index), state.kv_.values(index),
+                                  decoder_.window_of(index), y_own);
+        decode_linearized(decoder_.layer(index), own, effective_spec(*decoder_.attention(), state.terms_), position,
+                          cache, y_own);
     };
     if (y.device().is_cpu() && count > 1)
         parallel_for(count, 1, [&](int64_t begin, int64_t end) {
@@ -280,8 +254,7 @@ Tensor Generator::run(DecodeState& state, const Tensor& ids, bool want_logits) c
 }
 
 Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
-    if (ids.rank() != 2 || ids.size(1) != 1 || !decoder_.device().is_cuda() || !state.steps_together())
-        return run(state, ids, true);
+    if (ids.rank() != 2 || ids.size(1) != 1 || !decoder_.device().is_cuda()) return run(state, ids, true);
     const std::vector<int64_t> positions(static_cast<size_t>(state.batch_), state.position_);
     const Tensor logits = step_rows(state, ids, positions);
     ++state.position_;
@@ -289,7 +262,7 @@ Tensor Generator::advance(DecodeState& state, const Tensor& ids) const {
 }
 
 DecodeStep& Generator::step_of(DecodeState& state) const {
-    if (!state.step_) state.step_ = std::make_shared<DecodeStep>(decoder_, state.layers_, state.terms_);
+    if (!state.step_) state.step_ = std::make_shared<DecodeStep>(decoder_, state.layers_, state.kv_, state.terms_);
     return *state.step_;
 }
 
@@ -315,6 +288,7 @@ Tensor Generator::step(std::span<DecodeState* const> states, std::span<const int
     for (const DecodeState* state : states) {
         LC_CHECK(state->batch_ == 1, "generator: a step takes states of one row, got one of {}", state->batch_);
         check_room(*state, 1);
+        state->kv_.memory->grow(state->position_ + 1);
         positions.push_back(state->position_);
     }
     padded.resize(static_cast<size_t>(rows)), positions.resize(static_cast<size_t>(rows), -1);

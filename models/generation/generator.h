@@ -9,20 +9,21 @@
 #include <vector>
 
 #include "models/decoder/decoder.h"
+#include "models/generation/kv_memory.h"
 
 namespace lc::models {
 
 class DecodeStep;
 class DeviceSampler;
 
-// What attention keeps of the past, one entry a layer. Linearized layers: state and ring, constant size. Softmax
-// layers: keys and values, growing.
+// What linearized attention keeps of the past, one entry a layer: state and ring, of constant size. (Softmax layers keep keys and
+// values, which grow: kv_memory.h.)
 //
 // The ring holds the keys and values that a window can still see, position p in slot p mod R (R:
 // kernels/hybrid_decode). After L tokens the state covers positions [0, state_end(spec, L)), the ring the rest.
 struct LayerCache {
-    Tensor s, z, ring_k, ring_v;  // linearized: [B,Hs,F',D], [B,Hs,F'], [B,H_kv,R,D]; no ring for pure linear attention
-    Tensor keys, values;          // softmax: [B,H_kv,capacity,D], the first `position` are valid
+    Tensor s, z, ring_k,
+        ring_v;  // [B,Hs,F',D], [B,Hs,F'], [B,H_kv,R,D]; no ring for pure linear attention, none for softmax
 };
 
 class DecodeState {
@@ -33,18 +34,20 @@ class DecodeState {
     int64_t batch() const { return batch_; }
     int64_t bytes() const;  // of all caches
 
-    // Row `index` as a state of one sequence: a slot of a running batch. It shares this state's memory, but for the
-    // keys and values of softmax layers, which grow and are its own. Only of a state that has seen nothing.
+    // Row `index` as a state of one sequence: a slot of a running batch. It shares this state's memory. Only of a state that has
+    // seen nothing.
     DecodeState row(int64_t index) const;
-    void reset();                 // as new: a slot for the next sequence
-    bool steps_together() const;  // is every layer linearized, so that one call serves all rows wherever they are?
+    void reset();                        // as new: a slot for the next sequence
     void count_token() { ++position_; }  // for a row that Generator::step_rows served
+    // Room for keys and values of so many tokens in all rows, where it is known; else they grow by doubling.
+    void reserve(int64_t tokens) { kv_.memory->reserve(tokens); }
+    void release_keys() { kv_.memory->release(); }  // when no row is in use
 
     // What a file must hold to go on from here: "layers.3.s", ... ; of keys and values the part in use.
     std::vector<NamedTensor> tensors() const;
     // The reverse, in a state that has seen nothing: `read` gives each tensor, of that shape and dtype, on any device.
     using TensorReader = std::function<Tensor(const std::string& name, const Shape& shape, DType dtype)>;
-    void restore(int64_t position, const Decoder& decoder, const TensorReader& read);
+    void restore(int64_t position, const TensorReader& read);
 
   private:
     friend class Generator;
@@ -52,6 +55,7 @@ class DecodeState {
     Terms terms_;
     int64_t batch_;
     std::vector<LayerCache> layers_;
+    KvRows kv_;
     int64_t position_ = 0;
     std::shared_ptr<DecodeStep> step_;  // made when first needed
 };
@@ -73,7 +77,7 @@ class Generator {
     // on who else is there.
     Tensor step(std::span<DecodeState* const> states, std::span<const int32_t> ids, int64_t rows) const;
 
-    // One token for the rows of one state, which must step together: DecodeStep::run. The state's own position stays as it is.
+    // One token for the rows of one state, wherever each is: DecodeStep::run. The state's own position stays as it is.
     Tensor step_rows(DecodeState& state, const Tensor& ids, std::span<const int64_t> positions) const;
     // The same for the ids that the sampler drew last, and draws the next ones: DecodeStep::draw.
     void draw_rows(DecodeState& state, DeviceSampler& sampler, std::span<const int64_t> positions) const;

@@ -20,7 +20,6 @@ TEST_P(DecodeStepOf, ServesRowsAtPositionsOfTheirOwn) {
     const Decoder decoder = decoder_with_text(GetParam().spec);
     const Generator generator(decoder);
     DecodeState all(decoder, GetParam().mode.mode, 4);
-    ASSERT_TRUE(all.steps_together());
     const std::vector<int64_t> lengths = {5, 0, 17, 8};
     std::vector<DecodeState> rows, apart;
     for (int64_t i = 0; i < 4; ++i) {
@@ -53,28 +52,28 @@ TEST_P(DecodeStepOf, ServesRowsAtPositionsOfTheirOwn) {
 TEST_P(DecodeStepOf, RefusesPositionsBeyondTheModel) {
     const Decoder decoder = decoder_with_text(GetParam().spec);
     DecodeState state(decoder, GetParam().mode.mode);
-    ASSERT_TRUE(state.steps_together());
     const std::vector<int64_t> beyond = {decoder.config().max_positions};
     EXPECT_THROW(Generator(decoder).step_rows(state, Tensor::from(std::vector<int32_t>{1}, {1, 1}), beyond), Error);
 }
 
-TEST(DecodeStep, SoftmaxLayersDoNotStepTogether) {
-    for (const DecodeVariant& variant : test::decode_variants()) {
-        const bool grows = variant.mode.mode == AttentionMode::Softmax || !variant.spec.softmax_layers.empty();
-        const DecodeState state(decoder_with_text(variant.spec), variant.mode.mode);
-        EXPECT_EQ(state.steps_together(), !grows) << variant.name;
+// Rows at positions far apart, over a growth of the memory that softmax layers need.
+TEST_P(DecodeStepOf, GoesOnWhenKeysNeedMoreRoom) {
+    const Decoder decoder = decoder_with_text(GetParam().spec);
+    const Generator generator(decoder);
+    DecodeState all(decoder, GetParam().mode.mode, 2), apart(decoder, GetParam().mode.mode);
+    DecodeState far = all.row(1);
+    all.reserve(10);
+    const Tensor prompt = Tensor::from(prompt_of(250, 3), {1, 250});
+    generator.feed(far, prompt), generator.feed(apart, prompt);
+    for (int64_t position = 250; position < 262; ++position) {
+        const Tensor logits = generator.step_rows(all, Tensor::from(std::vector<int32_t>{5, 7}, {2, 1}),
+                                                  std::vector<int64_t>{position - 250, position});
+        const Tensor id = Tensor::from(std::vector<int32_t>{7}, {1, 1});
+        EXPECT_LT(relative_error(logits.sliced(0, 1, 1), generator.advance(apart, id)), 1e-5) << position;
     }
 }
 
-std::vector<DecodeVariant> linearized_variants() {
-    std::vector<DecodeVariant> variants = test::decode_variants();
-    std::erase_if(variants, [](const DecodeVariant& variant) {
-        return variant.mode.mode == AttentionMode::Softmax || !variant.spec.softmax_layers.empty();
-    });
-    return variants;
-}
-
-INSTANTIATE_TEST_SUITE_P(Kinds, DecodeStepOf, testing::ValuesIn(linearized_variants()),
+INSTANTIATE_TEST_SUITE_P(Kinds, DecodeStepOf, testing::ValuesIn(test::decode_variants()),
                          [](const auto& variant) { return std::string(variant.param.name); });
 
 }  // namespace

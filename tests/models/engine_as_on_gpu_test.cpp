@@ -114,15 +114,7 @@ TEST_P(EngineAsOnGpu, CancelFreesTheSlot) {
     EXPECT_EQ(results.at(1).result.ids.size(), 4u);
 }
 
-std::vector<DecodeVariant> variants_that_step_together() {
-    std::vector<DecodeVariant> variants = test::decode_variants();
-    std::erase_if(variants, [](const DecodeVariant& variant) {
-        return variant.mode.mode == AttentionMode::Softmax || !variant.spec.softmax_layers.empty();
-    });
-    return variants;
-}
-
-INSTANTIATE_TEST_SUITE_P(Variants, EngineAsOnGpu, testing::ValuesIn(variants_that_step_together()),
+INSTANTIATE_TEST_SUITE_P(Variants, EngineAsOnGpu, testing::ValuesIn(test::decode_variants()),
                          [](const auto& p) { return std::string(p.param.name); });
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace {
 
 struct Options {
     std::vector<int64_t> positions = {3};
-    int64_t capacity = 16, heads = 4, kv_heads = 2, d = 8;
+    int64_t capacity = 16, heads = 4, kv_heads = 2, d = 8, window = 0;
 };
 
 Tensors run(const Options& o, const Tensors& in, const Tensor& keys, const Tensor& values, const Tensor& positions) {
@@ -19,7 +19,8 @@ Tensors run(const Options& o, const Tensors& in, const Tensor& keys, const Tenso
                              .keys = keys.view(),
                              .values = values.view(),
                              .y = y.view(),
-                             .positions = positions.view()},
+                             .positions = positions.view(),
+                             .window = o.window},
                             current_stream(in[0].device()));
     return {y, keys, values};
 }
@@ -79,6 +80,8 @@ void add_gpu_bench(int64_t batch, int64_t context) {
 }  // namespace
 
 LC_OP_CASES(softmax_decode) {
+    add(make("window", {.positions = {0, 3, 4, 15, -1}, .window = 4}));
+    add(make("packed_window", {.positions = {700, 99, 100, 356}, .capacity = 768, .d = 64, .window = 100}));
     add(make("first", {.positions = {0, 0}, .capacity = 1}));
     add(make("odd", {.positions = {4, -1, 0, 12}, .capacity = 13, .heads = 3, .kv_heads = 1, .d = 5}));
     add(make("d40", {.positions = {299, 256, -1, 255}, .capacity = 300, .heads = 2, .kv_heads = 2, .d = 40}));
@@ -89,6 +92,7 @@ LC_OP_CASES(softmax_decode) {
             add(make(fmt::format("group{}_d{}", group, d),
                      {.positions = {511, 30}, .capacity = 520, .heads = 2 * group, .kv_heads = 2, .d = d}));
     }
+    add(make("long_d64", {.positions = {4999, 4096}, .capacity = 5000, .heads = 2, .kv_heads = 1, .d = 64}));
     OpCase bench =
         make("b8_h32_kv8_d64_1k",
              {.positions = std::vector<int64_t>(8, 1023), .capacity = 1024, .heads = 32, .kv_heads = 8, .d = 64});
