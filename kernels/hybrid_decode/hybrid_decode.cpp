@@ -1,5 +1,6 @@
 #include "kernels/hybrid_decode/hybrid_decode.h"
 
+#include "core/allocator.h"
 #include "kernels/common/dispatch.h"
 #include "kernels/hybrid_decode/hybrid_decode_naive.h"
 
@@ -44,7 +45,11 @@ void check(const HybridDecode& a) {
                  heads, a.mix_logit.shape());
     }
     require_alike("hybrid_decode", {a.q, a.k, a.v, a.ring_k, a.ring_v, a.y});
-    require_wide("hybrid_decode", a.q, {a.wq, a.bq, a.wk, a.bk, a.mix_logit, a.s, a.z});
+    require_wide("hybrid_decode", a.q, {a.wq, a.bq, a.wk, a.bk, a.mix_logit});
+    LC_CHECK(a.s.dtype == a.z.dtype && a.s.device == a.q.device && a.z.device == a.q.device &&
+                 (a.s.dtype == statistics_dtype(a.q.dtype) || a.s.dtype == DType::bf16),
+             "hybrid_decode: s and z must be {} or bf16 beside q, got {} and {}", name_of(statistics_dtype(a.q.dtype)),
+             name_of(a.s.dtype), name_of(a.z.dtype));
 }
 
 // The fast form reads rows where they lie.
@@ -57,13 +62,37 @@ bool fast_form_covers(const HybridDecode& a) {
     return true;
 }
 
+// A dense copy of x in `dtype`, in memory that lasts as long as `block`.
+TensorView copy_of(const TensorView& x, DType dtype, Stream stream, std::shared_ptr<std::byte>& block) {
+    block = allocator(x.device).allocate(x.numel() * size_of(dtype), stream);
+    const TensorView copy{block.get(), Layout::contiguous(x.shape()), dtype, x.device};
+    copy_strided(x, copy);
+    return copy;
+}
+
+// For forms that compute on wide states only: on copies of narrow ones. What no step folds keeps its bits there and back.
+void on_wide_states(const HybridDecode& args, Stream stream) {
+    std::shared_ptr<std::byte> s, z;
+    HybridDecode on_copies = args;
+    on_copies.s = copy_of(args.s, statistics_dtype(args.q.dtype), stream, s);
+    on_copies.z = copy_of(args.z, statistics_dtype(args.q.dtype), stream, z);
+    hybrid_decode(on_copies, stream);
+    copy_strided(on_copies.s, args.s), copy_strided(on_copies.z, args.z);
+}
+
 }  // namespace
 
 void hybrid_decode(const HybridDecode& args, Stream stream) {
     check(args);
+    const bool narrow = args.s.dtype == DType::bf16;
+    if (narrow && args.q.device.is_cpu()) return on_wide_states(args, stream);
     const ProfileZone zone("hybrid_decode");
     if constexpr (cuda::kBuilt)
-        if (on_cuda("hybrid_decode", args.q)) return hybrid_decode_cuda(args, stream);
+        if (on_cuda("hybrid_decode", args.q)) {
+            if (args.q.size(0) == 0 || hybrid_decode_packed(args, stream)) return;
+            profile_count("fallback hybrid_decode");
+            return narrow ? on_wide_states(args, stream) : hybrid_decode_cuda(args, stream);
+        }
     require_cpu(args.q, "hybrid_decode");
     if (use_fast_cpu(args.q.dtype)) {
         if (fast_form_covers(args)) return hybrid_decode_fast(args);

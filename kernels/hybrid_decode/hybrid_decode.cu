@@ -217,7 +217,6 @@ __global__ void attend_kernel(const __grid_constant__ Step a) {
 void hybrid_decode_cuda(const HybridDecode& args, Stream stream) {
     const cudaStream_t queue = cuda::handle_of(stream);
     const Step step(args);
-    if (step.batch == 0 || hybrid_decode_packed(args, stream)) return;
     allow_shared_memory(fold_kernel, fold_bytes(step));
     fold_kernel<<<dim3(grid_x(step.batch * step.states), kSlices), kThreads, fold_bytes(step), queue>>>(step);
     LC_LAUNCHED("hybrid_decode", queue);

@@ -7,6 +7,10 @@
 //     none      R = 0    fold token t itself, then attend
 // Equal to row t of hybrid_attention / linear_attention over the whole sequence, up to rounding.
 //
+// S and z may be stored in bf16: sums are f32 all the same, and what a step folds is rounded once. In a terraced window that is once a
+// block; sliding and none would round once a token, which loses what is small beside the sum. The y of the step that folds sees the sum
+// before or after that.
+//
 // Every sequence of the batch is at a position of its own, so that sequences can join and leave a running batch. Positions are
 // read on the device: what is launched does not depend on them, and a step can be recorded once and replayed.
 #pragma once
@@ -21,7 +25,7 @@ struct HybridDecode {
     TensorView wq, bq, wk, bk;  // feature maps as in autograd/ops/linear_attention.h; biases may be empty
     TensorView mix_logit;       // [H]            in; empty for window none
     TensorView ring_k, ring_v;  // [B,H_kv,R,D]   in/out; empty for window none
-    TensorView s, z;            // [B,Hs,F',D], [B,Hs,F']  in/out, f32 (f64 for f64)
+    TensorView s, z;            // [B,Hs,F',D], [B,Hs,F']  in/out, f32 (f64 for f64), or both bf16
     TensorView y;               // [B,H,1,D]      out
     TensorView
         positions;  // [B]            in, i64: t of each sequence; below 0: an idle one, whose state and ring stay
@@ -29,8 +33,8 @@ struct HybridDecode {
     LinearizedSpec spec;
 };
 void hybrid_decode(const HybridDecode& args, Stream stream);
-void hybrid_decode_cuda(const HybridDecode& args, Stream stream);
-// The fast form behind it, for dense tensors and head dims 64 and 128; false, and nothing done, where it does not apply.
+void hybrid_decode_cuda(const HybridDecode& args, Stream stream);  // any layout and size, wide states
+// The fast form, for dense tensors and head dims 64 and 128; false, and nothing done, where it does not apply.
 bool hybrid_decode_packed(const HybridDecode& args, Stream stream);
 
 // The f32 form behind it, for contiguous rows and without checks.

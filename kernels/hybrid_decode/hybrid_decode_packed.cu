@@ -9,10 +9,11 @@
 //                   warp a row of S and of the window's values, a lane a run of D / 32 columns; the warps' sums meet in shared
 //                   memory. The first head of a group puts k_t, v_t into the ring; all take them from k and v, so that nobody
 //                   waits for that
-// COST     a query head: 4 F' D bytes of S, 4 D F of the map (shared by the batch in the L2 cache), 2 window D numbers of the ring,
+// COST     a query head: 4 F' D bytes of S (2 in bf16), 4 D F of the map (shared by the batch in the L2 cache), 2 window D numbers of the ring,
 //          which the heads of a group share there. Bound by memory once batch x heads fill the device. Folding 64 keys costs
 //          8 F' D bytes and 128 F' D FLOPs a state, once in 64 steps.
-// NUMERICS f32 throughout; the ring holds keys in the activations' dtype, S and z are f32. Sums run in a fixed order.
+// NUMERICS f32 throughout; the ring holds keys in the activations' dtype, S and z are f32 or bf16, which a fold rounds once, after all
+//          its keys. Sums run in a fixed order.
 // LADDER   1 hybrid_decode.cu, any layout: each number through a runtime dtype, one row of S at a time a thread: latency-bound.
 //          2 typed 8 and 16-byte loads, four rows in flight a warp: predicted 8 times faster at batch 64 and 40 times in folding, on an
 //            H100 3.8 and 24 times (136 and 670 us), and 6 times at batch 1 (23 us).
@@ -48,14 +49,15 @@ struct Weights {
     }
 };
 
-template <class T>
+// T: activations; U: states, float or bf16.
+template <class T, class U>
 struct Args {
     const T *q, *k, *v;  // [B,H,1,D], [B,H_kv,1,D]
     T *ring_k, *ring_v;  // [B,H_kv,R,D] or null
     T* y;                // [B,H,1,D]
     Weights wq, wk;      // [H,D,F], [Hs,D,F]
     const float* mix_logit;
-    float *s, *z;                                    // [B,Hs,F',D], [B,Hs,F']
+    U *s, *z;                                        // [B,Hs,F',D], [B,Hs,F']
     int64_t q_b, q_h, k_b, k_h, v_b, v_h, y_b, y_h;  // strides
     const int64_t* positions;
     int64_t slots;
@@ -75,15 +77,34 @@ __device__ __forceinline__ Run<T, D> load_run_of(const T* row) {
     return reinterpret_cast<const Run<T, D>*>(row)[threadIdx.x % kWarp];
 }
 
-template <class T, int D>
-int64_t fold_bytes(const Args<T>& a) {
+// Four neighbours of a row of S, in f32.
+__device__ __forceinline__ float4 load_four(const float* from) {
+    return *reinterpret_cast<const float4*>(from);
+}
+__device__ __forceinline__ void store_four(float* to, float4 four) {
+    *reinterpret_cast<float4*>(to) = four;
+}
+struct alignas(8) FourNarrow {
+    __nv_bfloat16 x, y, z, w;
+};
+__device__ __forceinline__ float4 load_four(const __nv_bfloat16* from) {
+    const FourNarrow four = *reinterpret_cast<const FourNarrow*>(from);
+    return {to_float(four.x), to_float(four.y), to_float(four.z), to_float(four.w)};
+}
+__device__ __forceinline__ void store_four(__nv_bfloat16* to, float4 four) {
+    using B = __nv_bfloat16;
+    *reinterpret_cast<FourNarrow*>(to) = {from_float<B>(four.x), from_float<B>(four.y), from_float<B>(four.z),
+                                          from_float<B>(four.w)};
+}
+
+template <int D, class A>
+int64_t fold_bytes(const A& a) {
     return kKeys * (2 * D + a.f + a.features) * static_cast<int64_t>(sizeof(float));
 }
 
 // phi [count, F'] of the keys in shared memory, four of them a warp.
-template <class T, int D>
-__device__ __forceinline__ void map_keys(const Args<T>& a, int64_t hs, const float* keys, float* u, float* phi,
-                                         int count) {
+template <int D, class A>
+__device__ __forceinline__ void map_keys(const A& a, int64_t hs, const float* keys, float* u, float* phi, int count) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, first = warp * kKeysAWarp;
     for (int i = lane; i < a.f; i += kWarp) {
         float sum[kKeysAWarp] = {};
@@ -103,8 +124,8 @@ __device__ __forceinline__ void map_keys(const Args<T>& a, int64_t hs, const flo
 }
 
 // S += phi^T v, z += sum of phi over the keys that leave the window; without a ring it is the step's own key.
-template <class T, int D>
-__global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ Args<T> a) {
+template <class T, class U, int D>
+__global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ Args<T, U> a) {
     constexpr int kLanes = D / 4, kMine = kRows * kLanes / kThreads;  // threads of a row of S; rows of a thread
     static_assert(kMine % 4 == 0);
     extern __shared__ __align__(16) float shared[];
@@ -116,11 +137,11 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
     if (from == to) return;
     const int row0 = static_cast<int>(blockIdx.y) * kRows, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int column = threadIdx.x % kLanes * 4, row = row0 + static_cast<int>(threadIdx.x) / kLanes * kMine;
-    float4* s = reinterpret_cast<float4*>(a.s + (blockIdx.x * int64_t{a.features} + row) * D + column);
+    U* s = a.s + (blockIdx.x * int64_t{a.features} + row) * D + column;
     const bool mine = row < a.features;  // features come in multiples of kMine: see covered()
     float4 sum[kMine];
 #pragma unroll
-    for (int m = 0; m < kMine; ++m) sum[m] = mine ? s[m * kLanes] : float4{};
+    for (int m = 0; m < kMine; ++m) sum[m] = mine ? load_four(s + m * D) : float4{};
     float total = 0;  // of z, the first kRows threads
     for (int64_t first = from; first < to; first += kKeys) {
         const int count = static_cast<int>(min(int64_t{kKeys}, to - first));
@@ -137,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
             }
         }
         __syncwarp();
-        map_keys<T, D>(a, hs, keys, u, phi, count);
+        map_keys<D>(a, hs, keys, u, phi, count);
         __syncthreads();
         for (int j = 0; j < count && mine; ++j) {
             const float4 v = *reinterpret_cast<const float4*>(values + j * D + column);
@@ -159,13 +180,15 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
     }
 #pragma unroll
     for (int m = 0; m < kMine; ++m)
-        if (mine) s[m * kLanes] = sum[m];
-    if (threadIdx.x < kRows && row0 + static_cast<int>(threadIdx.x) < a.features)
-        a.z[blockIdx.x * int64_t{a.features} + row0 + threadIdx.x] += total;
+        if (mine) store_four(s + m * D, sum[m]);
+    if (threadIdx.x < kRows && row0 + static_cast<int>(threadIdx.x) < a.features) {
+        U& z = a.z[blockIdx.x * int64_t{a.features} + row0 + threadIdx.x];
+        z = from_float<U>(to_float(z) + total);
+    }
 }
 
-template <class T, int D>
-int64_t attend_bytes(const Args<T>& a) {
+template <int D, class A>
+int64_t attend_bytes(const A& a) {
     return (D + kThreads + a.f + a.features + kWarps * D + (a.ring_k ? a.slots : 0)) *
            static_cast<int64_t>(sizeof(float));
 }
@@ -182,8 +205,8 @@ __device__ __forceinline__ void add_rows(float (&sum)[D / kWarp], const float* w
     }
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const __grid_constant__ Args<T> a) {
+template <class T, class U, int D>
+__global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const __grid_constant__ Args<T, U> a) {
     extern __shared__ float shared[];
     float *q = shared, *parts = q + D, *u = parts + kThreads, *phi = u + a.f, *sums = phi + a.features,
           *weights = sums + kWarps * D;
@@ -196,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const _
         return;
     }
     const int window = static_cast<int>(position + 1 - begin);  // 0 for window none
-    const float *s = a.s + (b * a.states + hs) * a.features * D, *z = a.z + (b * a.states + hs) * a.features;
+    const U *s = a.s + (b * a.states + hs) * a.features * D, *z = a.z + (b * a.states + hs) * a.features;
     const T *own_k = a.k + b * a.k_b + hk * a.k_h, *own_v = a.v + b * a.v_b + hk * a.v_h;
     T *ring_k = a.ring_k + (b * a.kv_heads + hk) * a.slots * D,
       *ring_v = a.ring_v + (b * a.kv_heads + hk) * a.slots * D;
@@ -248,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const _
     high = block_max(high);
     float sum = 0;
     for (int j = threadIdx.x; j < window; j += kThreads) sum += weights[j] = gamma * expf(weights[j] - high);
-    for (int i = threadIdx.x; i < a.features; i += kThreads) sum += phi[i] * z[i];
+    for (int i = threadIdx.x; i < a.features; i += kThreads) sum += phi[i] * to_float(z[i]);
     total += block_sum(sum);  // its barriers also publish phi and weights
 
     float n[D / kWarp] = {};
@@ -273,6 +296,7 @@ bool rows_are_packed(const TensorView& x) {  // [B,H,1,D]
 bool covered(const HybridDecode& a) {
     const int64_t d = a.q.size(3), f = a.wq.size(2);
     if ((d != 64 && d != 128) || a.bq || a.bk || a.spec.skip) return false;
+    if (a.q.dtype == DType::f32 && a.s.dtype != DType::f32) return false;
     if (f > kThreads || kThreads % f != 0 || (d * f) % kThreads != 0) return false;
     const int64_t features = feature_size(a.spec.activation, f);
     if (features > kMostFeatures || features % 16 != 0 || (a.ring_k && a.ring_k.size(2) > kMostSlots)) return false;
@@ -285,8 +309,8 @@ bool covered(const HybridDecode& a) {
            rows_are_packed(a.y);
 }
 
-template <class T>
-Args<T> args_of(const HybridDecode& a) {
+template <class T, class U>
+Args<T, U> args_of(const HybridDecode& a) {
     const auto weights = [](const TensorView& w) {
         return Weights{w.base + w.layout.offset * size_of(w.dtype), w.dtype == DType::bf16};
     };
@@ -299,8 +323,8 @@ Args<T> args_of(const HybridDecode& a) {
             .wq = weights(a.wq),
             .wk = weights(a.wk),
             .mix_logit = device_data<float>(a.mix_logit),
-            .s = device_data<float>(a.s),
-            .z = device_data<float>(a.z),
+            .s = device_data<U>(a.s),
+            .z = device_data<U>(a.z),
             .q_b = a.q.stride(0),
             .q_h = a.q.stride(1),
             .k_b = a.k.stride(0),
@@ -319,31 +343,39 @@ Args<T> args_of(const HybridDecode& a) {
             .spec = a.spec};
 }
 
-template <class T, int D>
+template <class T, class U, int D>
 void run(const HybridDecode& decode, Stream stream) {
     const cudaStream_t queue = cuda::handle_of(stream);
-    const Args<T> a = args_of<T>(decode);
+    const Args<T, U> a = args_of<T, U>(decode);
     const int64_t batch = decode.q.size(0);
     const dim3 folds(grid_x(batch * a.states), static_cast<unsigned>(ceil_div(a.features, kRows)));
-    allow_shared_memory(fold_kernel<T, D>, fold_bytes<T, D>(a));
-    fold_kernel<T, D><<<folds, kThreads, fold_bytes<T, D>(a), queue>>>(a);
+    allow_shared_memory(fold_kernel<T, U, D>, fold_bytes<D>(a));
+    fold_kernel<T, U, D><<<folds, kThreads, fold_bytes<D>(a), queue>>>(a);
     LC_LAUNCHED("hybrid_decode", queue);
-    allow_shared_memory(attend_kernel<T, D>, attend_bytes<T, D>(a));
-    attend_kernel<T, D><<<grid_x(batch * a.heads), kThreads, attend_bytes<T, D>(a), queue>>>(a);
+    allow_shared_memory(attend_kernel<T, U, D>, attend_bytes<D>(a));
+    attend_kernel<T, U, D><<<grid_x(batch * a.heads), kThreads, attend_bytes<D>(a), queue>>>(a);
     LC_LAUNCHED("hybrid_decode", queue);
+}
+
+template <class T, class U>
+void run_heads(const HybridDecode& decode, Stream stream) {
+    if (decode.q.size(3) == 64)
+        run<T, U, 64>(decode, stream);
+    else
+        run<T, U, 128>(decode, stream);
 }
 
 }  // namespace
 
 bool hybrid_decode_packed(const HybridDecode& args, Stream stream) {
     if (!covered(args)) return false;
-    dispatch_cuda(args.q.dtype, "hybrid_decode", [&](auto type) {
-        using T = typename decltype(type)::type;
-        if (args.q.size(3) == 64)
-            run<T, 64>(args, stream);
-        else
-            run<T, 128>(args, stream);
-    });
+    const bool narrow = args.s.dtype == DType::bf16;
+    if (args.q.dtype == DType::f32)
+        run_heads<float, float>(args, stream);
+    else if (narrow)
+        run_heads<__nv_bfloat16, __nv_bfloat16>(args, stream);
+    else
+        run_heads<__nv_bfloat16, float>(args, stream);
     return true;
 }
 

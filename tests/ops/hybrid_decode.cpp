@@ -15,8 +15,9 @@ struct Options {
     LinearizedSpec spec;
     int64_t d = 4, f = 3, heads = 4, kv_heads = 2, batch = 2;
     bool maps_per_kv_head = false;
-    int64_t bias = 0;       // width of the biases: 0 (none), 1 or F
-    bool in_place = false;  // state and ring are those of the inputs, as in a model
+    int64_t bias = 0;           // width of the biases: 0 (none), 1 or F
+    bool in_place = false;      // state and ring are those of the inputs, as in a model
+    bool narrow_state = false;  // bf16, for benchmarks: tests/kernels/narrow_state.h has its tests
 };
 
 OpCase make(std::string variant, const Options& o) {
@@ -45,13 +46,14 @@ OpCase make(std::string variant, const Options& o) {
     }
     std::vector<int64_t> positions = o.positions;
     positions.resize(static_cast<size_t>(o.batch), o.position);
-    c.run = [o, positions, on_device = Tensor()](const Tensors& in) mutable -> Tensors {
+    c.run = [o, positions, on_device = Tensor(), narrow = Tensors()](const Tensors& in) mutable -> Tensors {
         // Uploaded once: a benchmark's calls must not wait for the host.
         if (!on_device.defined() || on_device.device() != in[0].device())
             on_device = Tensor::from(positions, {o.batch}).to(in[0].device());
         const auto own = [&](const Tensor& x) { return o.in_place ? x : x.clone(); };
-        Tensor s = own(in[5]), z = own(in[6]), y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k,
-               ring_v, mix_logit;
+        if (o.narrow_state && narrow.empty()) narrow = {in[5].to(DType::bf16), in[6].to(DType::bf16)};
+        Tensor s = o.narrow_state ? narrow[0] : own(in[5]), z = o.narrow_state ? narrow[1] : own(in[6]),
+               y = Tensor::empty(in[0].shape(), in[0].dtype(), in[0].device()), ring_k, ring_v, mix_logit;
         if (o.spec.window != WindowKind::none) mix_logit = in[7], ring_k = own(in[8]), ring_v = own(in[9]);
         kernels::hybrid_decode({.q = in[0].view(),
                                 .k = in[1].view(),
@@ -81,7 +83,7 @@ LinearizedSpec spec_of(WindowKind window, int64_t w) {
 
 // A layer's step for `batch` sequences. In the middle of a block the window holds its mean of about 96 keys; at its start a
 // block of keys joins the state, which is written too.
-void add_gpu_bench(std::string variant, int64_t batch, int64_t position) {
+void add_gpu_bench(std::string variant, int64_t batch, int64_t position, bool narrow = false) {
     using namespace llama8b;
     OpCase c = make(std::move(variant), {.position = position,
                                          .spec = spec_of(WindowKind::terraced, kWindow),
@@ -90,7 +92,9 @@ void add_gpu_bench(std::string variant, int64_t batch, int64_t position) {
                                          .heads = kHeads,
                                          .kv_heads = kKvHeads,
                                          .batch = batch,
-                                         .in_place = true});
+                                         .in_place = true,
+                                         .narrow_state = narrow});
+    const double state_bytes = narrow ? 2 : 4;
     const bool folds = position % kWindow == 0;
     const double rows = static_cast<double>(batch * kHeads), kv_rows = static_cast<double>(batch * kKvHeads),
                  d = kHeadDim;
@@ -98,7 +102,8 @@ void add_gpu_bench(std::string variant, int64_t batch, int64_t position) {
     c.forward.flops = 2 * rows * (d * kMapSize + features * d + 2 * window * d);
     c.forward.numbers =
         2 * rows * d + 2 * kv_rows * d * (window + 1);  // q, y; the window's keys and values, and the new ones
-    c.forward.bytes = 4 * rows * features * (d + 1) * (folds ? 2 : 1) + 4 * kHeads * d * kMapSize * (folds ? 2 : 1);
+    c.forward.bytes =
+        state_bytes * rows * features * (d + 1) * (folds ? 2 : 1) + 4 * kHeads * d * kMapSize * (folds ? 2 : 1);
     if (folds) {
         c.forward.flops += 2 * rows * kWindow * (d * kMapSize + features * d);
         c.forward.numbers += 2 * kv_rows * kWindow * d;
@@ -171,6 +176,8 @@ LC_OP_CASES(hybrid_decode) {
     add(bench);
     for (const int64_t batch : {1, 64}) add_gpu_bench(fmt::format("llama8b_b{}_w64", batch), batch, 64 * 20 + 32);
     add_gpu_bench("llama8b_b64_w64_fold", 64, 64 * 20);
+    add_gpu_bench("llama8b_b64_w64_bf16_state", 64, 64 * 20 + 32, true);
+    add_gpu_bench("llama8b_b64_w64_bf16_state_fold", 64, 64 * 20, true);
 }
 
 }  // namespace lc::testing
