@@ -57,6 +57,8 @@ void GenFlags::add(CLI::App& app) {
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
     app.add_option("--attention-terms", terms, "Diagnosis of hybrids: both | window | linear")
         ->check(CLI::IsMember({"both", "window", "linear"}));
+    app.add_option("--state-dtype", state_dtype, "Recurrent states between steps: f32 | bf16, half the memory")
+        ->check(CLI::IsMember({"f32", "bf16"}));
     place.add(app);
     app.add_flag("--json", json, "One JSON object instead of text");
     app.add_flag("--stats", stats, "Speed and memory on standard error");

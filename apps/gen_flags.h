@@ -14,7 +14,7 @@ namespace lc::apps {
 struct GenFlags {
     ModelFlags model;
     PlacementFlags place;
-    std::string run, prompt, prompt_file, terms = "both", batch, out;
+    std::string run, prompt, prompt_file, terms = "both", state_dtype = "f32", batch, out;
     std::string chat_template, system, save_state, load_state;
     std::vector<std::string> stop, logit_bias;
     int64_t max_new_tokens = 128, top_k = 0, threads = 0, batch_size = 8, prefill_chunk = 512;

@@ -25,10 +25,14 @@ std::vector<int64_t> eos_ids(const io::GenerationConfig& generation, const model
     return {};
 }
 
-models::DecodeMode decode_mode(const models::Decoder& decoder, const std::string& terms) {
-    LC_REQUIRE(Usage, decoder.attention() || terms == "both",
-               "--attention-terms {} needs a linearized model — give --run", terms);
-    return {models::mode_of(decoder), terms_from(terms)};
+models::DecodeMode decode_mode(const models::Decoder& decoder, const GenFlags& flags) {
+    LC_REQUIRE(Usage, decoder.attention() || flags.terms == "both",
+               "--attention-terms {} needs a linearized model — give --run", flags.terms);
+    LC_REQUIRE(Usage, decoder.attention() || flags.state_dtype == "f32",
+               "--state-dtype {} needs a linearized model — give --run", flags.state_dtype);
+    const bool narrow = flags.state_dtype == "bf16";
+    return {models::mode_of(decoder), terms_from(flags.terms),
+            narrow ? models::StateStorage::Bf16 : models::StateStorage::Wide};
 }
 
 std::string number_or_dash(const std::optional<double>& value) {
@@ -52,7 +56,7 @@ Session load_session(const GenFlags& flags, const Settings& settings, bool with_
     models::ModelIdentity identity;
     if (with_identity) identity = models::identify(source, flags.run);
     if (!flags.ignore_eos) options.eos_ids = eos_ids(defaults, decoder, tokenizer);
-    const models::DecodeMode mode = decode_mode(decoder, flags.terms);
+    const models::DecodeMode mode = decode_mode(decoder, flags);
     return {std::move(tokenizer), std::move(decoder), mode, std::move(options), std::move(identity)};
 }
 

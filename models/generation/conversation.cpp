@@ -19,7 +19,7 @@ Conversation::Conversation(const Decoder& decoder, const io::Tokenizer& tokenize
       mode_(mode),
       chunk_(prefill_chunk),
       generator_(decoder, prefill_chunk),
-      state_(decoder, mode.mode, 1, mode.terms) {
+      state_(decoder, mode.mode, 1, mode.terms, mode.state) {
     if (decoder.device().is_cuda())
         sampler_ = std::make_unique<DeviceSampler>(1, decoder.config().vocab_size, decoder.device());
 }
@@ -30,7 +30,7 @@ Tensor Conversation::read(const std::function<bool()>& stop) {
         const int64_t length = std::min(chunk_, std::ssize(unread));
         const Tensor chunk = Tensor::from(unread.first(static_cast<size_t>(length)), {1, length});
         if (stop && stop()) return {};
-        if (length == std::ssize(unread)) return generator_.advance(state_, chunk);
+        if (length == std::ssize(unread)) return generator_.read(state_, chunk);
         generator_.feed(state_, chunk);
     }
 }

@@ -14,6 +14,7 @@ namespace lc::models {
 struct DecodeMode {
     AttentionMode mode = AttentionMode::Softmax;
     Terms terms = Terms::Both;
+    StateStorage state = StateStorage::Wide;
 };
 
 class Conversation {

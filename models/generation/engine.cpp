@@ -24,7 +24,7 @@ int64_t available_bytes(Device device) {
 }
 
 void require_memory(const Decoder& decoder, DecodeMode mode, int64_t slots) {
-    const int64_t each = DecodeState(decoder, mode.mode, 1, mode.terms).bytes() +
+    const int64_t each = DecodeState(decoder, mode.mode, 1, mode.terms, mode.state).bytes() +
                          decoder.num_layers() * static_cast<int64_t>(sizeof(LayerCache));
     const int64_t fit = available_bytes(decoder.device()) / each;
     LC_REQUIRE(Resource, slots <= fit,
@@ -56,7 +56,8 @@ Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const Eng
     LC_REQUIRE(Usage, options.slots >= 1, "the number of sequences at a time must be at least 1, got {}",
                options.slots);
     require_memory(decoder, options.mode, options.slots);
-    all_ = std::make_unique<DecodeState>(decoder, options.mode.mode, options.slots, options.mode.terms);
+    const DecodeMode& mode = options.mode;
+    all_ = std::make_unique<DecodeState>(decoder, mode.mode, options.slots, mode.terms, mode.state);
     for (int64_t i = 0; i < options.slots; ++i) states_.push_back(all_->row(i));
     for (size_t slot = states_.size(); slot-- > 0;) free_.push_back(slot);
     if (decoder.device().is_cuda() || options.as_on_gpu)
@@ -131,7 +132,7 @@ bool Engine::read_chunk(Sequence& sequence) {
     const Tensor chunk = Tensor::from(unread.first(static_cast<size_t>(length)), {1, length});
     Tensor logits;
     if (last)
-        logits = generator_.advance(*sequence.state, chunk);
+        logits = generator_.read(*sequence.state, chunk);
     else
         generator_.feed(*sequence.state, chunk);
     tokens_read_ += length;

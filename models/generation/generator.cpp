@@ -54,7 +54,8 @@ Tensor with_kept(const Tensor& ring, int64_t first, int64_t count, const Tensor&
 // Several tokens at once: the kept keys go in front, the state comes in and is handed on.
 Tensor prefill_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, int64_t position,
                           LayerCache& cache) {
-    const LinearState past = position > 0 ? LinearState{cache.s, cache.z} : LinearState{};
+    LinearState past;
+    if (position > 0) past = {cache.s.to(statistics_dtype(qkv.q.dtype())), cache.z.to(statistics_dtype(qkv.q.dtype()))};
     AttentionResult result;
     if (spec.window == WindowKind::none) {
         result = linear_attention(qkv.q, qkv.k, qkv.v, layer.maps, spec, past, true);
@@ -78,7 +79,7 @@ Tensor positions_of(int64_t position, const Tensor& q) {
 
 }  // namespace
 
-DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t batch, Terms terms)
+DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t batch, Terms terms, StateStorage storage)
     : mode_(mode), terms_(terms), batch_(batch), layers_(static_cast<size_t>(decoder.num_layers())) {
     LC_CHECK(batch >= 1, "decode state: batch {}", batch);
     const DecoderConfig& c = decoder.config();
@@ -90,6 +91,11 @@ DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t bat
     kv_ = {std::make_shared<KvMemory>(std::move(kept)), 0, batch};
     if (!linearized) return;
     const LinearizedSpec spec = effective_spec(*decoder.attention(), terms);
+    const bool narrow = storage == StateStorage::Bf16;
+    LC_REQUIRE(Usage, !narrow || (spec.window == WindowKind::terraced && decoder.dtype() != DType::f64),
+               "states in bf16 need a terraced window, which folds once a block{}",
+               decoder.dtype() == DType::f64 ? ", and not f64" : "");
+    const DType state_dtype = narrow ? DType::bf16 : decoder.placement().wide();
     for (int64_t i = 0; i < decoder.num_layers(); ++i) {
         const DecoderLayer& layer = decoder.layer(i);
         if (!layer.linearized) continue;
@@ -97,8 +103,8 @@ DecodeState::DecodeState(const Decoder& decoder, AttentionMode mode, int64_t bat
         const Tensor& wk = layer.maps.wk;
         const int64_t features = kernels::feature_size(spec.activation, wk.size(2));
         const Placement& place = decoder.placement();
-        cache.s = Tensor::zeros({batch, wk.size(0), features, c.head_dim}, place.wide(), place.device);
-        cache.z = Tensor::zeros({batch, wk.size(0), features}, place.wide(), place.device);
+        cache.s = Tensor::zeros({batch, wk.size(0), features, c.head_dim}, state_dtype, place.device);
+        cache.z = Tensor::zeros({batch, wk.size(0), features}, state_dtype, place.device);
         if (spec.window == WindowKind::none) continue;
         const Shape ring{batch, c.num_kv_heads, ring_size(spec), c.head_dim};
         cache.ring_k = Tensor::zeros(ring, place.dtype, place.device);

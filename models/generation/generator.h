@@ -26,10 +26,15 @@ struct LayerCache {
         ring_v;  // [B,Hs,F',D], [B,Hs,F'], [B,H_kv,R,D]; no ring for pure linear attention, none for softmax
 };
 
+// In what S and z lie between steps: as wide as they are computed, or in bf16, half the memory and half of what a step reads.
+enum class StateStorage : uint8_t { Wide, Bf16 };
+
 class DecodeState {
   public:
-    // Terms other than Both generate with one branch of the hybrid layers, for diagnosis.
-    DecodeState(const Decoder& decoder, AttentionMode mode, int64_t batch = 1, Terms terms = Terms::Both);
+    // Terms other than Both generate with one branch of the hybrid layers, for diagnosis. Throws Error(Usage) for states in bf16
+    // beside windows that are not terraced, where every token would round them (kernels/hybrid_decode), and in f64.
+    DecodeState(const Decoder& decoder, AttentionMode mode, int64_t batch = 1, Terms terms = Terms::Both,
+                StateStorage storage = StateStorage::Wide);
     int64_t position() const { return position_; }  // tokens seen
     int64_t batch() const { return batch_; }
     int64_t bytes() const;  // of all caches
@@ -65,10 +70,12 @@ class Generator {
     // Keeps a reference to the decoder. Inputs of advance and feed go through `prefill_chunk` tokens at a time.
     explicit Generator(const Decoder& decoder, int64_t prefill_chunk = 512);
 
-    // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels;
-    // longer inputs go through chunk by chunk. Call it again with more ids at any time; on a GPU that may overwrite the
-    // logits of the call before. Throws Error(Usage) beyond max_position_embeddings.
+    // Feeds ids [B,T], on any device, and returns the logits after the last one, [B,V]. T = 1 takes the decode kernels, on a GPU as
+    // a recorded step; longer inputs go through chunk by chunk. Call it again with more ids at any time; on a GPU that may
+    // overwrite the logits of the call before. Throws Error(Usage) beyond max_position_embeddings.
     Tensor advance(DecodeState& state, const Tensor& ids) const;
+    // The same for prompts: never by a recorded step, which costs more to record than a single token is worth.
+    Tensor read(DecodeState& state, const Tensor& ids) const { return run(state, ids, true); }
     void feed(DecodeState& state, const Tensor& ids) const;  // the same without logits: more of the prompt will follow
 
     // One token each for several sequences: ids[i] joins states[i], of one row each and at any position -> logits

@@ -17,7 +17,8 @@ std::string name_of(DecodeMode mode) {
     const std::string_view terms = mode.terms == Terms::Both         ? "both"
                                    : mode.terms == Terms::WindowOnly ? "window"
                                                                      : "linear";
-    return fmt::format("{}, {}", mode.mode == AttentionMode::Softmax ? "softmax" : "linearized", terms);
+    return fmt::format("{}, {}{}", mode.mode == AttentionMode::Softmax ? "softmax" : "linearized", terms,
+                       mode.state == StateStorage::Bf16 ? ", states in bf16" : "");
 }
 
 io::Metadata metadata_of(const Conversation& conversation, const ModelIdentity& identity) {

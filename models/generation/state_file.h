@@ -19,7 +19,7 @@ void save_state(const Conversation& conversation, const std::filesystem::path& p
 
 // Puts a fresh conversation where the saved one stopped: what comes next has the same bits as without the stop. Returns
 // the template it was saved with. Throws BadInput, naming file and what differs, for anything that is no such file, was
-// made by another model, run, dtype or choice of attention terms, or is damaged: names, shapes, ids and values are
+// made by another model, run, dtype, choice of attention terms or storage of states, or is damaged: names, shapes, ids and values are
 // checked.
 std::string load_state(Conversation& conversation, const std::filesystem::path& path, const ModelIdentity& identity);
 

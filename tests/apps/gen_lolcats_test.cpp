@@ -150,6 +150,8 @@ TEST_F(GenLolcats, AttentionTermsAndStats) {
     EXPECT_EQ(window.code, 0);
     EXPECT_EQ(gen(with({"--run", run_, "--attention-terms", "linear"})).code, 0);
     expect_refusal(gen(with({"--attention-terms", "window"})), 2, "--run");
+    EXPECT_EQ(gen(with({"--run", run_, "--state-dtype", "bf16"})).code, 0);
+    expect_refusal(gen(with({"--state-dtype", "bf16"})), 2, "--run");
 }
 
 TEST_F(GenLolcats, WrongUseIsTwo) {
