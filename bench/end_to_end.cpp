@@ -1,4 +1,4 @@
-#include "bench/end_to_end.h"
+#include "bench/end_to_end_stage.h"
 
 #include <fmt/format.h>
 
@@ -9,51 +9,18 @@
 #include <numeric>
 
 #include "bench/environment.h"
-#include "bench/model_flops.h"
 #include "bench/roofline.h"
 #include "core/allocator.h"
 #include "core/rng.h"
-#include "models/generation/generator.h"
 #include "models/placement.h"
 #include "train/attention_transfer.h"
 #include "train/next_token.h"
 
 namespace lc::bench {
-namespace {
 
 using models::AttentionKind;
-using models::AttentionMode;
 using models::Decoder;
 using Clock = std::chrono::steady_clock;
-
-constexpr uint64_t kSeed = 1;
-
-struct Setup {
-    const EndToEndOptions& options;
-    models::Placement placement;
-    ModelWork work;
-    AttentionMode mode() const {
-        return work.attention.kind == AttentionKind::softmax ? AttentionMode::Softmax : AttentionMode::Linearized;
-    }
-};
-
-Setup set_up(const EndToEndOptions& o) {
-    const bool decode = o.stage == "decode";
-    LC_REQUIRE(Usage, o.stage == "transfer" || o.stage == "finetune" || decode,
-               "--stage must be transfer, finetune or decode, got '{}'", o.stage);
-    LC_REQUIRE(Usage,
-               o.batch >= 1 && o.seq_len >= 2 && o.accumulate >= 1 && o.steps >= 1 && o.warmup >= 0 && o.prompt >= 1,
-               "--batch, --accumulate, --steps and --prompt must be at least 1, --seq-len 2, --warmup 0");
-    LC_REQUIRE(Usage, !decode || o.new_tokens > o.warmup, "--new-tokens must be more than --warmup, got {} and {}",
-               o.new_tokens, o.warmup);
-    Setup setup{o, models::placement_from(o.device, o.dtype), {}};
-    setup.work.config = models::decoder_config_from(io::load_hf_config(o.model_config));
-    setup.work.attention.kind = models::attention_kind_from(o.attention);
-    setup.work.lora_rank = o.lora_rank;
-    LC_REQUIRE(Usage, o.stage != "transfer" || setup.work.attention.kind != AttentionKind::softmax,
-               "attention transfer needs --attention hybrid or linear");
-    return setup;
-}
 
 Decoder make_model(const Setup& setup) {
     Decoder decoder = Decoder::random(setup.work.config, kSeed, setup.placement, Decoder::Weights::Frozen);
@@ -61,32 +28,11 @@ Decoder make_model(const Setup& setup) {
     return decoder;
 }
 
-train::PackedChunks random_chunks(int64_t chunks, int64_t length, int64_t vocabulary) {
-    train::PackedChunks data{.seq_len = length};
-    const Random random(kSeed, 7);
-    for (int64_t i = 0; i < chunks * length; ++i)
-        data.ids.push_back(
-            static_cast<int32_t>(random.below(static_cast<uint64_t>(vocabulary), static_cast<uint64_t>(i))));
-    data.labels = data.ids;
-    return data;
-}
-
-// What was found out, before the roofline is added.
-struct Figures {
-    std::vector<double> step_ms;
-    double tokens_per_second = 0, prefill_ms = 0;
-    double flops_per_second = 0;            // useful ones
-    double step_flops = 0, step_bytes = 0;  // decode: what one step has to do
-    int64_t peak_bytes = 0, system_allocations = 0, trained = 0, state_bytes = 0;
-    io::Json moment;
-};
-
 double median(std::vector<double> values) {
     std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
     return values[values.size() / 2];
 }
 
-// Times `step` (ms, the device's work included) `count` times after `warmup` untimed ones.
 std::vector<double> time_steps(const std::function<void()>& step, int64_t warmup, int64_t count, Device device,
                                Figures& figures) {
     std::vector<double> ms;
@@ -102,6 +48,43 @@ std::vector<double> time_steps(const std::function<void()>& step, int64_t warmup
     figures.system_allocations = allocator(device).stats().system_allocations - allocations;
     figures.moment = moment(device);
     return ms;
+}
+
+namespace {
+
+Setup set_up(const EndToEndOptions& o) {
+    const bool decode = o.stage == "decode";
+    const bool sample = std::find(kSampleNames.begin(), kSampleNames.end(), o.sample) != kSampleNames.end();
+    LC_REQUIRE(Usage, o.stage == "transfer" || o.stage == "finetune" || decode,
+               "--stage must be transfer, finetune or decode, got '{}'", o.stage);
+    LC_REQUIRE(Usage,
+               o.batch >= 1 && o.seq_len >= 2 && o.accumulate >= 1 && o.steps >= 1 && o.warmup >= 0 && o.prompt >= 1,
+               "--batch, --accumulate, --steps and --prompt must be at least 1, --seq-len 2, --warmup 0");
+    LC_REQUIRE(Usage, !decode || o.new_tokens > o.warmup, "--new-tokens must be more than --warmup, got {} and {}",
+               o.new_tokens, o.warmup);
+    LC_REQUIRE(Usage, sample, "--sample must be one of {}, got '{}'", fmt::join(kSampleNames, ", "), o.sample);
+    LC_REQUIRE(Usage, o.state_dtype == "f32" || o.state_dtype == "bf16", "--state-dtype must be f32 or bf16, got '{}'",
+               o.state_dtype);
+    Setup setup{o, models::placement_from(o.device, o.dtype), {}};
+    models::DecoderConfig& config = setup.work.config;
+    config = models::decoder_config_from(io::load_hf_config(o.model_config));
+    if (decode) config.max_positions = std::max(config.max_positions, setup.first_position() + o.new_tokens);
+    setup.work.narrow_state = o.state_dtype == "bf16";
+    setup.work.attention.kind = models::attention_kind_from(o.attention);
+    setup.work.lora_rank = o.lora_rank;
+    LC_REQUIRE(Usage, o.stage != "transfer" || setup.work.attention.kind != AttentionKind::softmax,
+               "attention transfer needs --attention hybrid or linear");
+    return setup;
+}
+
+train::PackedChunks random_chunks(int64_t chunks, int64_t length, int64_t vocabulary) {
+    train::PackedChunks data{.seq_len = length};
+    const Random random(kSeed, 7);
+    for (int64_t i = 0; i < chunks * length; ++i)
+        data.ids.push_back(
+            static_cast<int32_t>(random.below(static_cast<uint64_t>(vocabulary), static_cast<uint64_t>(i))));
+    data.labels = data.ids;
+    return data;
 }
 
 std::unique_ptr<train::Stage> make_stage(const Setup& setup, Decoder& decoder, const train::PackedChunks& validation) {
@@ -146,44 +129,6 @@ Figures time_training(const Setup& setup) {
     return figures;
 }
 
-// The ids of the new tokens are given: sampling is not timed.
-Figures time_decode(const Setup& setup) {
-    const EndToEndOptions& o = setup.options;
-    const Device device = setup.placement.device;
-    allocator(device).reset_peak();
-    const Decoder decoder = make_model(setup);
-    const int64_t length = o.prompt + o.new_tokens;
-    const train::PackedChunks data = random_chunks(o.batch, length, setup.work.config.vocab_size);
-    const Tensor ids = Tensor::from(data.ids, {o.batch, length}).to(device);
-    const models::Generator generator(decoder, o.prefill_chunk);
-    Figures figures;
-    const auto fresh_state = [&] { return models::DecodeState(decoder, setup.mode(), o.batch); };
-    const auto prefill = [&](models::DecodeState& state) { generator.advance(state, ids.sliced(1, 0, o.prompt)); };
-    Figures ignored;
-    figures.prefill_ms = median(time_steps(
-        [&] {
-            models::DecodeState state = fresh_state();
-            prefill(state);
-        },
-        1, 3, device, ignored));
-    models::DecodeState state = fresh_state();
-    prefill(state);
-    const auto step = [&] { generator.advance(state, ids.sliced(1, state.position(), 1)); };
-    figures.step_ms = time_steps(step, o.warmup, o.new_tokens - o.warmup, device, figures);
-    // Steps differ (a block of keys joins the state once a window), so the mean counts.
-    const double total_ms = std::accumulate(figures.step_ms.begin(), figures.step_ms.end(), 0.0);
-    const double batch = static_cast<double>(o.batch);
-    const int64_t context = o.prompt + (o.warmup + o.new_tokens) / 2;  // of the middle step
-    figures.tokens_per_second = 1e3 * batch * static_cast<double>(figures.step_ms.size()) / total_ms;
-    figures.flops_per_second = figures.tokens_per_second * setup.work.decode_flops(context);
-    figures.step_flops = batch * setup.work.decode_flops(context);
-    figures.step_bytes = setup.work.decode_weight_bytes(setup.placement.dtype) +
-                         batch * setup.work.decode_state_bytes(context, setup.placement.dtype);
-    figures.peak_bytes = allocator(device).stats().peak_bytes;
-    figures.state_bytes = state.bytes();
-    return figures;
-}
-
 // config.json is named after its directory, another file after itself.
 std::string name_of_model(const std::filesystem::path& path) {
     const std::filesystem::path file = std::filesystem::is_directory(path) ? path / "config.json" : path;
@@ -192,7 +137,12 @@ std::string name_of_model(const std::filesystem::path& path) {
 }
 
 std::string shape_of(const EndToEndOptions& o) {
-    if (o.stage == "decode") return fmt::format("{} x ({} + {})", o.batch, o.prompt, o.new_tokens);
+    if (o.stage == "decode") {
+        const std::string tokens = o.context > 0 ? fmt::format("{} at {}", o.new_tokens, o.context)
+                                                 : fmt::format("({} + {})", o.prompt, o.new_tokens);
+        return fmt::format("{} x {}{}{}", o.batch, tokens, o.sample == "none" ? "" : ", " + o.sample,
+                           o.state_dtype == "f32" ? "" : ", state " + o.state_dtype);
+    }
     return fmt::format("{} x {}{}{}", o.batch, o.seq_len, o.accumulate > 1 ? fmt::format(" x {}", o.accumulate) : "",
                        o.checkpoint_layers ? ", layers recomputed" : "");
 }
@@ -219,12 +169,14 @@ io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline,
     if (o.stage == "decode") {
         const double floor_ms = 1e-3 * roofline.floor_us(f.step_flops, f.step_bytes);
         const double mean_ms = 1e3 * static_cast<double>(o.batch) / f.tokens_per_second;
-        line.update({{"prompt", o.prompt},
+        line.update({{"context", setup.first_position()},
                      {"new_tokens", o.new_tokens},
-                     {"prefill_ms", f.prefill_ms},
+                     {"sample", o.sample},
+                     {"state_dtype", o.state_dtype},
                      {"state_bytes", f.state_bytes},
                      {"roofline_ms", floor_ms},
                      {"roofline_frac", floor_ms / mean_ms}});
+        if (o.context == 0) line.update({{"prompt", o.prompt}, {"prefill_ms", f.prefill_ms}});
     } else {
         line.update({{"seq_len", o.seq_len}, {"accumulate", o.accumulate}, {"trained_parameters", f.trained}});
         if (o.stage == "finetune")
@@ -242,9 +194,10 @@ void print(const io::Json& line) {
         line["model"].get<std::string>(), line["attention"].get<std::string>(), line["stage"].get<std::string>(),
         line["shape"].get<std::string>(), number("tokens_per_second"), number("ms_per_step"), 100 * number("mfu"),
         number("tflops"), number("peak_bytes") * 1e-9);
-    if (line.contains("prefill_ms"))
-        fmt::print(", prefill {:.2f} ms, {:.1f} % of the roofline", number("prefill_ms"),
+    if (line.contains("state_bytes"))
+        fmt::print(", state {:.3f} GB, {:.1f} % of the roofline", number("state_bytes") * 1e-9,
                    100 * number("roofline_frac"));
+    if (line.contains("prefill_ms")) fmt::print(", prefill {:.2f} ms", number("prefill_ms"));
     if (number("drift") > kDriftLimit) fmt::print(", drift {:.1f} %", 100 * number("drift"));
     fmt::print("\n");
 }

@@ -8,10 +8,12 @@
 #include "bench/end_to_end.h"
 #include "bench/environment.h"
 #include "bench/ops.h"
+#include "bench/plot.h"
 #include "bench/report.h"
 #include "core/check.h"
 #include "core/log.h"
 #include "core/parallel.h"
+#include "io/file.h"
 
 namespace {
 
@@ -21,7 +23,7 @@ struct Options {
     lc::bench::OpsOptions ops;
     lc::bench::EndToEndOptions e2e;
     std::vector<std::filesystem::path> files;
-    std::string command;
+    std::string command, svg;
     int status = 0;
 };
 
@@ -67,6 +69,11 @@ void add_end_to_end(CLI::App& app, Options& options) {
     count("--prompt", o.prompt, "tokens before decoding");
     count("--new-tokens", o.new_tokens, "tokens to decode");
     count("--prefill-chunk", o.prefill_chunk, "tokens of the prompt in one go");
+    count("--context", o.context, "decode after so many tokens that nobody read, instead of a prompt", 0);
+    verb.add_option("--sample", o.sample,
+                    "none: the new ids are given; greedy, drawn, top-p: they are drawn on the device")
+        ->capture_default_str();
+    verb.add_option("--state-dtype", o.state_dtype, "recurrent states between steps: f32, bf16")->capture_default_str();
     count("--lora-rank", o.lora_rank, "of finetune");
     verb.add_flag("--checkpoint-layers", o.checkpoint_layers,
                   "finetune keeps only each layer's input for the backward");
@@ -82,6 +89,15 @@ void add_report(CLI::App& app, Options& options) {
     verb.callback([&options] {
         const std::string text = lc::bench::performance_report(lc::bench::read_lines(options.files), options.command);
         std::fwrite(text.data(), 1, text.size(), stdout);
+    });
+}
+
+void add_plot(CLI::App& app, Options& options) {
+    CLI::App& verb = *app.add_subcommand("plot", "draws decoding, throughput and memory, from lines of e2e results");
+    verb.add_option("files", options.files, "lines of results")->required();
+    verb.add_option("--svg", options.svg, "the picture to write")->required();
+    verb.callback([&options] {
+        lc::io::write_file_atomic(options.svg, lc::bench::decode_plot(lc::bench::read_lines(options.files)));
     });
 }
 
@@ -103,6 +119,7 @@ int main(int argc, char** argv) {
     add_ops(app, options);
     add_end_to_end(app, options);
     add_report(app, options);
+    add_plot(app, options);
     try {
         std::vector<std::string> words = words_of(argc, argv);
         std::reverse(words.begin(), words.end());  // the order in which CLI11 takes a vector

@@ -93,7 +93,8 @@ double ModelWork::decode_state_bytes(int64_t context, DType dtype) const {
     const double states =
         as_double(attention.heads == models::FeatureHeads::query ? config.num_heads : config.num_kv_heads);
     const double features = as_double(kernels::feature_size(attention.activation, f));
-    const double state = layers * states * features * (d + 1) * as_double(size_of(statistics_dtype(dtype)));
+    const DType state_dtype = narrow_state ? DType::bf16 : statistics_dtype(dtype);
+    const double state = layers * states * features * (d + 1) * as_double(size_of(state_dtype));
     return state + key_bytes * window_keys(context);
 }
 

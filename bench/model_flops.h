@@ -16,6 +16,7 @@ struct ModelWork {
     models::DecoderConfig config;
     models::AttentionSpec attention;  // kind softmax: not converted
     int64_t lora_rank = 0;            // on q, k, v, o
+    bool narrow_state = false;        // S and z in bf16
 
     double layer_weights() const;
     // One token of a sequence of `length`.

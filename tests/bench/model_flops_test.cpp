@@ -49,6 +49,8 @@ TEST(ModelFlops, DecodeReadsWeightsOnceAndAStateASequence) {
     const double state = 4.0 * 32 * 32 * 128 * 129, window = 2.0 * 32 * 2 * 8 * 128 * 96.5;
     EXPECT_NEAR(work.decode_state_bytes(5000, DType::bf16), state + window, 1);
     EXPECT_EQ(work.decode_state_bytes(100000, DType::bf16), work.decode_state_bytes(5000, DType::bf16));
+    work.narrow_state = true;
+    EXPECT_NEAR(work.decode_state_bytes(5000, DType::bf16), state / 2 + window, 1);
     work.attention.kind = AttentionKind::softmax;
     EXPECT_EQ(work.decode_state_bytes(99, DType::bf16), 2.0 * 32 * 2 * 8 * 128 * 100);
 }
