@@ -1,0 +1,184 @@
+// The Hopper form of hybrid attention forward (hybrid_fused_forward_sm90.cu): what its roles share. Arguments, shared memory, the barriers
+// between them, and which stage of each a step takes.
+#pragma once
+#include "kernels/common/cuda/roles.cuh"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
+
+namespace lc::kernels::hybrid_roles {
+
+struct ForwardArgs {
+    CUtensorMap q, k, v, y;
+    FusedInputs in;
+    float *s_out, *z_out;  // [B,Hs,F',D], [B,Hs,F'], or null
+    const float* starts;   // S, z of the segments
+};
+
+enum Role { kMaps, kScores, kOutputs };
+
+inline constexpr int kRing = 3;                                // tiles of k and of v
+inline constexpr int kBarrierBytes = 25 * 8;                   // of ForwardBarriers
+inline constexpr int kTotalsFloats = 2 * kFusedFeatures + 12;  // of a TotalsTile
+using FeatureTile = WgmmaTile<kFusedRows, kFusedFeatures>;
+using Panel = WgmmaTile<kFusedRows, 64>;
+
+enum NamedBarrier { kMapsBarrier = 1, kOutputsBarrier };  // the latter: and the next
+
+template <int D>
+struct ForwardTraits {
+    static constexpr int kOutputGroups = D / 64, kGroups = kOutputs + kOutputGroups;
+    static constexpr int kTotals = kOutputGroups - 1;  // the panel whose warpgroup sums up z beside S
+    static constexpr int kThreads = kGroups * kWarpgroup, kOutputThreads = kOutputGroups * kWarpgroup;
+    using Rows = WgmmaTile<kFusedRows, D>;
+    using Map = WgmmaTile<D, kFusedMap>;
+    static constexpr int kFloats = kTotalsFloats + 4 * kFusedRows;  // z, far, 1 / Z
+    static constexpr int kBytes = (2 + 2 * kRing) * Rows::kBytes + 2 * Map::kBytes + 4 * FeatureTile::kBytes +
+                                  kFloats * static_cast<int>(sizeof(float)) + kBarrierBytes;
+    static_assert(kBytes <= kSharedLimit);
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// z [F'] in shared memory: f32, and beside it as the right operand of phi z, rounded to bf16 in row 0 and what that took away in
+// row 1 of [8,F'].
+struct TotalsTile {
+    float* z;
+    __nv_bfloat16* rows;                                // then eight zeros for the other rows
+    static constexpr int kStride = kFusedFeatures + 8;  // in different banks
+    static_assert(kTotalsFloats == kFusedFeatures + kStride + 4);
+
+    explicit __device__ TotalsTile(float* room)
+        : z(room), rows(reinterpret_cast<__nv_bfloat16*>(room + kFusedFeatures)) {}
+
+    // By all threads of a warpgroup: z, or zeros where there is none.
+    __device__ __forceinline__ void begin(int barrier, const float* from) const {
+        for (int i = threadIdx.x % kWarpgroup; i < kTotalsFloats; i += kWarpgroup) z[i] = 0;
+        named_sync<kWarpgroup>(barrier);
+        static_assert(kFusedFeatures == kWarpgroup);
+        if (from) put(threadIdx.x % kWarpgroup, from[threadIdx.x % kWarpgroup]);
+        named_sync<kWarpgroup>(barrier);
+    }
+    __device__ __forceinline__ void put(int feature, float value) const {
+        z[feature] = value;
+        rows[feature] = __float2bfloat16(value);
+        rows[kStride + feature] = __float2bfloat16(value - __bfloat162float(rows[feature]));
+    }
+    __device__ __forceinline__ void store(float* to) const {
+        to[threadIdx.x % kWarpgroup] = z[threadIdx.x % kWarpgroup];
+    }
+    // Features 16 i .. 16 i + 31 as operands [16, 8].
+    __device__ __forceinline__ FragmentB load(int i) const {
+        const int lane = threadIdx.x % kWarp;
+        FragmentB b;
+        ldmatrix(b.r, rows + (lane % 8 < 2 ? lane % 8 * kStride + 16 * i + lane / 8 * 8 : 2 * kStride));
+        return b;
+    }
+    // z += 1^T phi, each warp for 32 features.
+    __device__ __forceinline__ void add(const FeatureTile& phi) const {
+        constexpr uint32_t kOnes = 0x3f803f80u;
+        const FragmentB ones{{kOnes, kOnes}};
+        const int lane = threadIdx.x % kWarp, first = warp_index() % 4 * 32;
+        Accumulator sum[2] = {};  // every column holds the same
+#pragma unroll
+        for (int k = 0; k < kFusedRows; k += 16)
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                FragmentA a;
+                ldmatrix_transposed(a.r, phi.chunk(k + lane % 8 + lane / 16 * 8, first + 16 * m + lane / 8 % 2 * 8));
+                mma(sum[m], a, ones, 0);
+            }
+        // Rows g and g + 8 of two results: one feature for each lane of a quad.
+        const int t = quad_lane();
+        const float more = t < 2 ? (t == 0 ? sum[0].c[0] : sum[0].c[2]) : (t == 2 ? sum[1].c[0] : sum[1].c[2]);
+        const int feature = first + 8 * t + quad_row();
+        put(feature, z[feature] + more);
+    }
+};
+
+struct ForwardBarriers {
+    Barrier q_full[2], q_free[2], k_full[kRing], k_free[kRing], v_full[kRing], v_free[kRing];
+    Barrier phi_q_full[2], phi_q_free[2], phi_k_full, phi_k_free, p_full, p_free, z_full;
+
+    __device__ void init(int output_threads) {
+        constexpr int kWarpsOfGroup = kWarpgroup / kWarp;
+        for (int i = 0; i < 2; ++i) q_full[i].init(1), q_free[i].init(2 * kWarpsOfGroup);
+        for (int i = 0; i < kRing; ++i) {
+            k_full[i].init(1), k_free[i].init(2 * kWarpsOfGroup);
+            v_full[i].init(1), v_free[i].init(output_threads / kWarpgroup);
+        }
+        for (int i = 0; i < 2; ++i) phi_q_full[i].init(kWarpgroup), phi_q_free[i].init(output_threads / kWarp);
+        phi_k_full.init(kWarpgroup), phi_k_free.init(output_threads);
+        p_full.init(kWarpgroup), p_free.init(output_threads), z_full.init(kWarpgroup);
+        fence_barriers();
+    }
+};
+
+static_assert(sizeof(ForwardBarriers) == kBarrierBytes);
+
+template <int D>
+struct ForwardRoom {
+    using Tr = ForwardTraits<D>;
+    __nv_bfloat16* base;
+
+    __device__ __forceinline__ typename Tr::Rows rows(int i) const { return {base + i * kFusedRows * D}; }
+    __device__ __forceinline__ typename Tr::Rows q(int stage) const { return rows(stage); }
+    __device__ __forceinline__ typename Tr::Rows k(int stage) const { return rows(2 + stage); }
+    __device__ __forceinline__ typename Tr::Rows v(int stage) const { return rows(2 + kRing + stage); }
+    __device__ __forceinline__ typename Tr::Map map(int i) const {
+        return {base + (2 + 2 * kRing) * kFusedRows * D + i * D * kFusedMap};
+    }
+    __device__ __forceinline__ FeatureTile features(int i) const {
+        return {map(2).data + i * kFusedRows * kFusedFeatures};
+    }
+    __device__ __forceinline__ FeatureTile phi_q(int stage) const { return features(stage); }
+    __device__ __forceinline__ FeatureTile phi_k() const { return features(2); }
+    __device__ __forceinline__ FeatureTile p() const { return features(3); }
+    __device__ __forceinline__ float* floats() const { return reinterpret_cast<float*>(features(4).data); }
+    __device__ __forceinline__ TotalsTile z() const { return TotalsTile(floats()); }
+    __device__ __forceinline__ float* far(int stage) const { return floats() + kTotalsFloats + stage * kFusedRows; }
+    __device__ __forceinline__ float* inverse(int stage) const { return far(2 + stage); }
+    __device__ __forceinline__ ForwardBarriers& barriers() const { return *reinterpret_cast<ForwardBarriers*>(far(4)); }
+};
+
+// The steps of a walk: which stages and parities of barriers block b has.
+struct Walk {
+    int first, last;
+    explicit __device__ Walk(const FusedHead& head) : first(head.first), last(head.last) {}
+
+    __device__ __forceinline__ bool reads_state(int b) const { return b >= 2; }
+    __device__ __forceinline__ bool grows_state(int b) const { return b >= 1 && b + 1 < last; }  // by block b - 1
+    // Of q, P's sums: pairs of stages.
+    __device__ __forceinline__ int side(int b) const { return (b - first) % 2; }
+    __device__ __forceinline__ int turn(int b) const { return (b - first) / 2 % 2; }
+    __device__ __forceinline__ int copy(int b) const {
+        return b - first + 1;
+    }  // the block before the first is copied too
+    __device__ __forceinline__ int stage(int b) const { return copy(b) % kRing; }
+    __device__ __forceinline__ int parity(int b) const { return copy(b) / kRing % 2; }
+    __device__ __forceinline__ int far_step(int b) const { return b - max(first, 2); }
+    __device__ __forceinline__ int growth(int b) const { return b - max(first, 1); }
+};
+
+// f(b, Far, Grows) for the steps of a walk: a branch between the products of one accumulator would make the compiler finish each
+// before the next.
+template <class F>
+__device__ __forceinline__ void each_step(const Walk& walk, F&& f) {
+    int b = walk.first;
+    for (; b < walk.last && !walk.reads_state(b); ++b) {
+        if (walk.grows_state(b))
+            f(b, std::false_type{}, std::true_type{});
+        else
+            f(b, std::false_type{}, std::false_type{});
+    }
+    for (; b + 1 < walk.last; ++b) f(b, std::true_type{}, std::true_type{});
+    if (b < walk.last) f(b, std::true_type{}, std::false_type{});
+}
+
+__device__ __forceinline__ float reciprocal(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+#endif
+
+}  // namespace lc::kernels::hybrid_roles
