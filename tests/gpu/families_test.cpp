@@ -32,6 +32,16 @@ class FamiliesOnGpu : public lc::test::OnGpu, public testing::WithParamInterface
         test::disturb(decoder.lora_parameters(), 0.1);
         return decoder;
     }
+    // How far rounding the weights to bf16 moves the logits, computed in f32: a model whose features or attention are sharp turns that
+    // into more than the roundings of its activations would.
+    double moved_by_rounding(AttentionKind kind, const AttentionMode mode, const Tensor& expected) const {
+        const Decoder rounded = linearized({}, kind);
+        for (const auto& parameters :
+             {rounded.base_parameters(), rounded.feature_map_parameters(), rounded.lora_parameters()})
+            for (const NamedTensor& parameter : parameters)
+                Tensor(parameter.tensor).copy_from(parameter.tensor.to(DType::bf16).to(DType::f32));
+        return relative_error(rounded.logits(ids(), {.mode = mode}), expected);
+    }
     const test::Family family_ = test::read_family(GetParam());
 };
 
@@ -49,7 +59,8 @@ TEST_P(FamiliesOnGpu, LogitsAreTheCpus) {
         for (const AttentionMode mode : {AttentionMode::Softmax, AttentionMode::Linearized}) {
             const Tensor expected = cpu.logits(ids(), {.mode = mode});
             EXPECT_LT(relative_error(f32.logits(ids(), {.mode = mode}), expected), kF32);
-            EXPECT_LT(relative_error(bf16.logits(ids(), {.mode = mode}), expected), kBf16);
+            EXPECT_LT(relative_error(bf16.logits(ids(), {.mode = mode}), expected),
+                      kBf16 + 2 * moved_by_rounding(kind, mode, expected));
         }
     }
 }
