@@ -3,15 +3,16 @@
 # under AddressSanitizer and UndefinedBehaviorSanitizer.
 #   --quick   leaves the sanitizer build out
 #   --ci      runs each test once, for machines with two cores and half an hour: the op cases, the programs and the benchmarks as
-#             they are released, and the whole suite under the sanitizers
+#             they are released, everything else under the sanitizers
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 install_missing
 choose_preset
-targets=() selection=()
+targets=() selection=() op_tests=ON
 if [ "${1:-}" = --ci ]; then
-    targets=(--target train_lolcats gen_lolcats test_ops test_e2e bench)
+    targets=(--target train_lolcats gen_lolcats test_ops test_gpu test_e2e bench)
+    op_tests=OFF
     selection=(-R '^(ops\.|test_e2e|install_consumer|bench_smoke)')
 fi
 configure "$preset" -DBUILD_TESTING=ON "${architectures[@]}"  # demo.sh configures without
@@ -19,7 +20,7 @@ build "$preset" "${targets[@]}"
 say "tests ($preset)"
 ctest --preset "$preset" -j "$(nproc)" "${selection[@]}"
 if [ "${1:-}" != --quick ]; then
-    configure asan
+    configure asan -DLOLCATS_OP_TESTS="$op_tests"
     build asan
     say "tests (AddressSanitizer, UBSan)"
     ctest --preset asan -j "$(nproc)" -LE "slow|no_sanitizer"
