@@ -27,7 +27,7 @@ constexpr int64_t hybrid_fused_segments(int64_t items, int64_t blocks, int64_t m
 }
 
 void hybrid_fused_forward(const HybridAttentionForward& args, Stream stream);
-void hybrid_fused_forward_sm90(const HybridAttentionForward& args, Stream stream);  // Hopper
+void hybrid_fused_forward_sm90(const HybridAttentionForward& args, Stream stream);  // where hopper_applies
 void hybrid_fused_backward(const HybridAttentionBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -146,12 +146,11 @@ struct Walk {
 
     __device__ __forceinline__ bool reads_state(int b) const { return b >= 2; }
     __device__ __forceinline__ bool grows_state(int b) const { return b >= 1 && b + 1 < last; }  // by block b - 1
-    // Of q, P's sums: pairs of stages.
+    // Of q and 1 / Z: two stages.
     __device__ __forceinline__ int side(int b) const { return (b - first) % 2; }
     __device__ __forceinline__ int turn(int b) const { return (b - first) / 2 % 2; }
-    __device__ __forceinline__ int copy(int b) const {
-        return b - first + 1;
-    }  // the block before the first is copied too
+    // Of k and v: the block before the first is copied too.
+    __device__ __forceinline__ int copy(int b) const { return b - first + 1; }
     __device__ __forceinline__ int stage(int b) const { return copy(b) % kRing; }
     __device__ __forceinline__ int parity(int b) const { return copy(b) / kRing % 2; }
     __device__ __forceinline__ int far_step(int b) const { return b - max(first, 2); }

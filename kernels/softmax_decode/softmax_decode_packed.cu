@@ -2,7 +2,8 @@
 //
 // MATHS    softmax_decode.h, split over the keys: each chunk c of 256 gives m_c = max s_j, l_c = sum exp(s_j - m_c) and
 //          o_c = sum exp(s_j - m_c) v_j;  y = sum_c exp(m_c - m) o_c / sum_c exp(m_c - m) l_c with m = max m_c.
-// TILING   attend   a block per (chunk, batch, KV head), which ends at once where the sequence has no such chunk. Every load of a key
+// TILING   attend   a block per (chunk, batch, KV head), which ends at once where the sequence has no such chunk or does
+//                   not see it any more. Every load of a key
 //                   or value serves the G query heads of the group. A warp has 32 keys; D / 8 lanes (bf16) hold a key's numbers,
 //                   16 bytes each, of several keys at a time. Scores of several keys and heads are summed over lanes together:
 //                   each exchange halves what a lane holds, so that n scores over n lanes take n - 1 exchanges and not n log n. Then a
@@ -14,7 +15,7 @@
 //          key at G = 4: a third of the time that an SM's share of the bandwidth takes for 512 bytes.
 // NUMERICS f32; exp2 of scores that are scaled by log2(e). Chunks begin at multiples of 256 whatever the capacity, and all sums run in
 //          a fixed order.
-// LADDER   1 this.
+// LADDER   1 this: on an H200, Llama-3-8B heads, 82 % of a copy's bandwidth for 64 sequences of 16k or 64k, 62 % of 1k; alone 55 % of 64k.
 // SOURCE   split keys: Flash-Decoding (Dao et al., 2023).
 #include "kernels/common/cuda/launch.h"
 #include "kernels/common/cuda/pack.cuh"

@@ -2,12 +2,12 @@
 # Fuzzes targets (default: all, one after the other) until 2 million executions or 15 minutes each, or the first finding, and packs
 # what was learned into the committed corpora. Needs `cmake --preset fuzz && cmake --build --preset fuzz`.
 #
-#   tests/fuzz/fuzz.sh [TARGET...]      RUNS=2000000 SECONDS_EACH=900 WORK=/tmp/lolcats-fuzz
+#   tests/fuzz/fuzz.sh [TARGET...]      RUNS=2000000 SECONDS_EACH=900 WORK=build/fuzz/work
 #
 # A finding stays as $WORK/TARGET/finding-*: mend it, and commit the file as regressions/TARGET-what.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-bin=$here/../../build/fuzz/bin work=${WORK:-/tmp/lolcats-fuzz}
+bin=$here/../../build/fuzz/bin work=${WORK:-$here/../../build/fuzz/work}
 mkdir -p "$work"
 "$bin/fuzz_seeds" "$work/seeds"
 targets=("$@")

@@ -61,8 +61,9 @@ class MemoryFile {
 class Folder {
   public:
     Folder() {
-        const char* memory = "/dev/shm";
-        std::string pattern = (std::filesystem::exists(memory) ? memory : "/tmp") + std::string("/lolcats-fuzz-XXXXXX");
+        const std::filesystem::path memory = "/dev/shm";
+        std::string pattern =
+            (std::filesystem::exists(memory) ? memory : std::filesystem::temp_directory_path()) / "lolcats-fuzz-XXXXXX";
         require(::mkdtemp(pattern.data()) != nullptr, "no scratch directory");
         path_ = pattern;
     }

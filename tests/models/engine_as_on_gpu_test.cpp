@@ -26,17 +26,7 @@ class EngineAsOnGpu : public testing::TestWithParam<DecodeVariant> {
 
 TEST_P(EngineAsOnGpu, GreedyIdsAreThoseOfTheFullForward) {
     Engine engine(decoder_, tiny_tokenizer(), with(7));
-    for (int64_t length = 1; length <= 60; ++length)
-        engine.submit(greedy(prompt_of(length, static_cast<uint64_t>(length)), 1 + length % 6));
-    const auto results = run_all(engine);
-    ASSERT_EQ(results.size(), 60u);
-    for (const auto& [id, finished] : results) {
-        const int64_t length = id + 1;
-        EXPECT_EQ(finished.error, "");
-        ASSERT_EQ(std::ssize(finished.result.ids), 1 + length % 6);
-        test::expect_greedy(decoder_, GetParam().mode, prompt_of(length, static_cast<uint64_t>(length)),
-                            finished.result.ids);
-    }
+    test::expect_full_forward(engine, decoder_, GetParam().mode, 60, 1, 6);
 }
 
 // Slots change hands while a step of the one before is still under way, with tables of penalties that others do not have.

@@ -33,17 +33,7 @@ class EngineOf : public testing::TestWithParam<DecodeVariant> {
 // Prompts of 1 to 300 tokens, eleven at a time, read in pieces of 50: whatever is decoded beside whatever is read.
 TEST_P(EngineOf, GreedyIdsAreThoseOfTheFullForward) {
     Engine engine(decoder_, tiny_tokenizer(), with(11, 50));
-    for (int64_t length = 1; length <= 300; ++length)
-        engine.submit(greedy(prompt_of(length, static_cast<uint64_t>(length)), 3 + length % 5));
-    const auto results = run_all(engine);
-    ASSERT_EQ(results.size(), 300u);
-    for (const auto& [id, finished] : results) {
-        const int64_t length = id + 1;
-        EXPECT_EQ(finished.error, "");
-        EXPECT_EQ(std::ssize(finished.result.ids), 3 + length % 5);
-        test::expect_greedy(decoder_, GetParam().mode, prompt_of(length, static_cast<uint64_t>(length)),
-                            finished.result.ids);
-    }
+    test::expect_full_forward(engine, decoder_, GetParam().mode, 300, 3, 5);
 }
 
 // Neither the number of slots nor the order of arrival, nor when the others come, changes a single id.

@@ -19,6 +19,22 @@ inline std::map<int64_t, models::Finished> run_all(models::Engine& engine) {
     return results;
 }
 
+// Prompts of 1 to `longest` tokens at once; each is continued greedily by fewest + length % spread ids, those of the full forward.
+inline void expect_full_forward(models::Engine& engine, const models::Decoder& decoder, models::DecodeMode mode,
+                                int64_t longest, int64_t fewest, int64_t spread) {
+    const auto prompt = [](int64_t length) { return prompt_of(length, static_cast<uint64_t>(length)); };
+    const auto tokens = [&](int64_t length) { return fewest + length % spread; };
+    for (int64_t length = 1; length <= longest; ++length) engine.submit(greedy(prompt(length), tokens(length)));
+    const auto results = run_all(engine);
+    ASSERT_EQ(std::ssize(results), longest);
+    for (const auto& [id, finished] : results) {
+        const int64_t length = id + 1;
+        EXPECT_EQ(finished.error, "");
+        ASSERT_EQ(std::ssize(finished.result.ids), tokens(length));
+        expect_greedy(decoder, mode, prompt(length), finished.result.ids);
+    }
+}
+
 // Of every length and kind of sampling.
 inline std::vector<models::Request> mixed_requests() {
     std::vector<models::Request> requests;

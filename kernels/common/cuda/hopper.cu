@@ -1,3 +1,11 @@
+// Does the device run this build's code for sm_90a?
+//
+// MATHS    none: a kernel that is asked for its size and never launched.
+// TILING   its static shared memory is there in code for sm_90a alone.
+// COST     one question to the runtime a call.
+// NUMERICS none.
+// LADDER   1 this.
+// SOURCE   CUDA runtime API, cudaFuncGetAttributes.
 #include "kernels/common/cuda/hopper.h"
 
 #include <cstdlib>

@@ -8,7 +8,7 @@ namespace lc::kernels {
 
 // Does this build have code for sm_90a that the current device runs, and can the copy engine address these tensors
 // [B,H,T,D], whose rows are dense and aligned? LC_ATTENTION=portable in the environment says no; sm90 refuses to run without such
-// code (Error(Usage)).
+// code (Error(Internal)).
 bool hopper_applies(std::initializer_list<TensorView> copied);
 
 // LC_DEBUG_INIT=1: what the copy engine stores (results of kernels here, of cuBLASLt in bf16) is cleared first. compute-sanitizer's
