@@ -155,6 +155,9 @@ struct Walk {
     __device__ __forceinline__ int parity(int b) const { return copy(b) / kRing % 2; }
     __device__ __forceinline__ int far_step(int b) const { return b - max(first, 2); }
     __device__ __forceinline__ int growth(int b) const { return b - max(first, 1); }
+    // Of z: a walk that begins with a state tells of it.
+    __device__ __forceinline__ bool begins_with_state() const { return reads_state(first); }
+    __device__ __forceinline__ int totals(int b) const { return growth(b) - (begins_with_state() ? 0 : 1); }
 };
 
 // f(b, Far, Grows) for the steps of a walk: a branch between the products of one accumulator would make the compiler finish each

@@ -107,7 +107,7 @@ __device__ __forceinline__ void make_features(const ForwardRoom<D>& room, Forwar
     barriers.k_full[before].wait(walk.parity(b - 1));
     if constexpr (Grows) project<D>(u, room.k(before), room.map(1));
     if constexpr (Far) {
-        barriers.z_full.wait(walk.growth(b) % 2);
+        barriers.z_full.wait(walk.totals(b) % 2);
         const float2 dot = phi.dot(room.z());
         barriers.phi_q_free[stage].wait(walk.far_step(b) / 2 % 2 ^ 1);
         phi.store(room.phi_q(stage));

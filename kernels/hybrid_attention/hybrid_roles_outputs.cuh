@@ -170,7 +170,7 @@ __device__ __forceinline__ void make_outputs(const ForwardArgs& args, const Fuse
     if (head.segment > 0) each_state<D>(state, panel, [&](float& x, int place) { x = starts[place]; });
     if (panel == ForwardTraits<D>::kTotals) {
         room.z().begin(kOutputsBarrier + panel, head.segment == 0 ? nullptr : starts + kFusedFeatures * D);
-        barriers.z_full.arrive();
+        if (walk.begins_with_state()) barriers.z_full.arrive();
     }
     const Copies<D> copies{args, head, room, barriers, walk};
     barriers.v_full[walk.stage(walk.first - 1)].wait(walk.parity(walk.first - 1));
