@@ -203,8 +203,10 @@ class Wgmma : public ::testing::Test {
 TEST_F(Wgmma, MultipliesFromSharedMemory) {
     check_product<64, false, Major::K>();
     check_product<128, false, Major::K>();
+    check_product<256, false, Major::K>();
     check_product<64, false, Major::MN>();
     check_product<128, false, Major::MN>();
+    check_product<256, false, Major::MN>();
 }
 
 TEST_F(Wgmma, MultipliesFromRegisters) {

@@ -1,22 +1,22 @@
-// The Hopper copy engine (TMA), the barriers that it reports to, and registers for warps with roles.
+// The Hopper copy engine (TMA), which reports to the barriers of cluster.cuh, and registers for warps with roles.
 //
 //   host     const CUtensorMap map = head_map(view);     // [B,H,T,D] bf16; in a `const __grid_constant__` argument
+//            matrix_map(data, rows, columns, ...)     // [rows,columns] bf16
 //   device   Barrier full;                               // shared memory; one thread: full.init(1), fence_barriers()
 //            full.expect(bytes);                         // one thread
 //            copy_tile(tile, map, t, h, b, full);        // one thread
 //            full.wait(phase);                           // those who read the tile; phase 0, then 1, 0, ...
 //
-// A barrier counts arrivals and bytes; when both are complete its phase ends. wait(p) returns once the phase of parity
-// p has ended, so on a fresh barrier wait(1) returns at once. A tile lands in the layout of WgmmaTile; rows outside
-// [0, T) are zeros.
+// A tile lands in the layout of WgmmaTile; rows outside [0, T) are zeros.
 //
-// SOURCE  PTX ISA, "mbarrier", "cp.async.bulk", "cp.async.bulk.tensor", "setmaxnreg"; CUDA driver API,
+// SOURCE  PTX ISA, "cp.async.bulk", "cp.async.bulk.tensor", "setmaxnreg"; CUDA driver API,
 //         cuTensorMapEncodeTiled.
 #pragma once
 #include <cuda.h>
 
 #include "core/cuda/check.h"
 #include "core/tensor.h"
+#include "kernels/common/cuda/cluster.cuh"
 #include "kernels/common/cuda/wgmma.cuh"
 
 namespace lc::kernels {
@@ -57,35 +57,23 @@ inline CUtensorMap head_map(const TensorView& x) {
     return map;
 }
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-struct Barrier {
-    uint64_t state;
-
-    __device__ __forceinline__ void init(int arrivals) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(arrivals) : "memory");
-    }
-    __device__ __forceinline__ void arrive() {
-        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&state)) : "memory");
-    }
-    // Arrives, and lets the phase end only after that many bytes.
-    __device__ __forceinline__ void expect(int bytes) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state)), "r"(bytes)
-                     : "memory");
-    }
-    __device__ __forceinline__ void wait(int phase) {
-        asm volatile(
-            "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra "
-            "again;\n}" ::"r"(shared_address(&state)),
-            "r"(phase)
-            : "memory");
-    }
-};
-
-// By the thread that made barriers, before the __syncthreads() that shows them to the others and to the copy engine.
-__device__ __forceinline__ void fence_barriers() {
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+// A matrix [rows, columns] in bf16, not empty, `stride` elements from row to row; start and rows on 16 bytes. A copy takes `box_rows`
+// (at most 256) rows of 64 columns: one panel of a tile. What lies outside the matrix is zeros.
+inline CUtensorMap matrix_map(const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) {
+    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * 2};
+    const cuuint32_t box[2] = {kMapColumns, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+    CUtensorMap map;
+    const CUresult result =
+        tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
+                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    LC_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refuses a matrix [{},{}] of stride {} (error {})", rows,
+             columns, stride, static_cast<int>(result));
+    return map;
 }
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Queues the copy of rows [t, t + Rows) of head (b, h) into a tile. One thread calls; kBytes will arrive at `full`.
 template <int Rows, int Columns>
@@ -102,6 +90,25 @@ __device__ __forceinline__ void copy_tile(const WgmmaTile<Rows, Columns>& tile, 
                 "%5}], [%6];" ::"r"(shared_address(tile.data + column / 64 * tile.kPanel + row * 64)),
                 "l"(&map), "r"(column), "r"(t + row), "r"(h), "r"(b), "r"(shared_address(&full.state))
                 : "memory");
+}
+// Queues the copy of one panel: 64 columns from `column` of the map's box of rows from `row`.
+__device__ __forceinline__ void copy_panel(__nv_bfloat16* to_shared, const CUtensorMap& map, int row, int column,
+                                           Barrier& full) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+        "[%4];" ::"r"(shared_address(to_shared)),
+        "l"(&map), "r"(column), "r"(row), "r"(shared_address(&full.state))
+        : "memory");
+}
+// The same into all blocks of the cluster named by the bits of `blocks`, at this place in the shared memory of each; each one's barrier
+// in the place of `full` counts the bytes.
+__device__ __forceinline__ void copy_panel(__nv_bfloat16* to_shared, const CUtensorMap& map, int row, int column,
+                                           Barrier& full, uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to_shared)),
+        "l"(&map), "r"(column), "r"(row), "r"(shared_address(&full.state)), "h"(blocks)
+        : "memory");
 }
 // Queues the store of a panel to rows [t, t + 64), columns [column, column + 64) of head (b, h); rows from T on are left out. One thread
 // calls, after a barrier behind the writers' fence_async_proxy(), and closes the group.

@@ -1,7 +1,7 @@
 // Tensor cores the Hopper way (sm_90a): wgmma. Four consecutive warps, a warpgroup, multiply tiles that lie in shared
 // memory and go on with other work while the product is made.
 //
-//   C [64,N] (+)= A [64,16] B [16,N]    bf16 operands, f32 accumulators in registers, N = 64 or 128
+//   C [64,N] (+)= A [64,16] B [16,N]    bf16 operands, f32 accumulators in registers, N = 64, 128 or 256
 //
 //   float c[N / 2];                                             // of one thread, see below
 //   wgmma_fence();                                              // ordinary code wrote c and register operands
@@ -122,9 +122,16 @@ __device__ __forceinline__ void fence_async_proxy() {
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, " \
     "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
     "%58, %59, %60, %61, %62, %63"
+#define LC_WGMMA_D128 LC_WGMMA_D64 ", "                                 \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, " \
+    "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
+    "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, "    \
+    "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "      \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, "      \
+    "%122, %123, %124, %125, %126, %127"
 // clang-format on
 
-// C [64,64] or [64,128] (+)= A B, both from shared memory.
+// C [64,64], [64,128] or [64,256] (A K-major) (+)= A B, both from shared memory.
 template <Major B, Major A = Major::K>
 __device__ __forceinline__ void wgmma_ss(float (&c)[32], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
     asm volatile(
@@ -143,7 +150,15 @@ __device__ __forceinline__ void wgmma_ss(float (&c)[64], WgmmaDescriptor a, Wgmm
         : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
           "n"(B == Major::MN ? 1 : 0));
 }
-// The same with A in registers.
+template <Major B>
+__device__ __forceinline__ void wgmma_ss(float (&c)[128], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" LC_WGMMA_D128 "}, %128, %129, p, 1, 1, 0, %131;\n}"
+        : LC_WGMMA_C32(0), LC_WGMMA_C32(32), LC_WGMMA_C32(64), LC_WGMMA_C32(96)
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(B == Major::MN ? 1 : 0));
+}
+// The same with A in registers, N = 64 or 128.
 template <Major B>
 __device__ __forceinline__ void wgmma_rs(float (&c)[32], const FragmentA& a, WgmmaDescriptor b, bool add) {
     asm volatile(
@@ -164,6 +179,7 @@ __device__ __forceinline__ void wgmma_rs(float (&c)[64], const FragmentA& a, Wgm
         : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits()), "r"(static_cast<int>(add)),
           "n"(B == Major::MN ? 1 : 0));
 }
+#undef LC_WGMMA_D128
 #undef LC_WGMMA_D64
 #undef LC_WGMMA_D32
 #undef LC_WGMMA_C32
