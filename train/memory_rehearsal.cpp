@@ -133,12 +133,11 @@ std::pair<Ghost, Ghost> Rehearsal::add_norm(const Ghost& x, const Ghost& residua
 
 Rehearsal::Qkv Rehearsal::project_only(const Layer& layer, const Ghost& h) {
     const Ghost x = norm(h, layer.input_norm);
-    const auto heads = [&](const Projection& projection, const Ghost& head_norm) {
-        Ghost rows = forward(projection, x);
-        if (head_norm.defined()) rows = rms_norm(rows, head_norm);
-        return rows;
+    const std::vector<Ghost> y = forward({&layer.q, &layer.k, &layer.v}, x);
+    const auto heads = [&](const Ghost& rows, const Ghost& head_norm) {
+        return head_norm.defined() ? rms_norm(rows, head_norm) : rows;
     };
-    return {heads(layer.q, layer.q_norm), heads(layer.k, layer.k_norm), heads(layer.v, {})};
+    return {heads(y[0], layer.q_norm), heads(y[1], layer.k_norm), heads(y[2], {})};
 }
 
 Rehearsal::Qkv Rehearsal::project(const Layer& layer, const Ghost& h) {

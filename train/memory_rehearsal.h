@@ -60,8 +60,9 @@ class Rehearsal {
     Ghost add(const Ghost& a, const Ghost& b);
     Ghost scale(const Ghost& x);
     Ghost forward(const Projection& projection, const Ghost& x);
+    std::vector<Ghost> forward(const std::vector<const Projection*>& projections, const Ghost& x);
     Ghost linear(const Projection& projection, const Ghost& x, const Ghost& residual = {});
-    Ghost lora_linear(const Projection& projection, const Ghost& x);
+    std::vector<Ghost> lora_linear(const std::vector<const Projection*>& projections, const Ghost& x);
     Ghost rope(const Ghost& x);
     Ghost gated(const Ghost& gate, const Ghost& up);  // swiglu, geglu
     Ghost gelu(const Ghost& x);

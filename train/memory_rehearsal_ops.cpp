@@ -1,6 +1,8 @@
 // autograd/ops over ghosts: what each op allocates and its node keeps.
 #include <algorithm>
+#include <numeric>
 
+#include "kernels/lora_linear/lora_linear.h"
 #include "train/memory_rehearsal.h"
 
 namespace lc::train::memory {
@@ -77,22 +79,51 @@ Ghost Rehearsal::linear(const Projection& p, const Ghost& x, const Ghost& residu
     return y;
 }
 
-Ghost Rehearsal::lora_linear(const Projection& p, const Ghost& x) {
-    Ghost y = tape_.make(rows_ * p.out, x.dtype);
-    const Ghost low = tape_.make(rows_ * p.rank, x.dtype);
-    const Workspace forward{Owner::products, products(p.in, p.out, p.rank * (p.in + p.out))};
-    Workspace backward{Owner::products, products(p.in, p.out, p.rank * std::max(p.in, p.out))};
-    backward.buffers.push_back(low.bytes());
-    tape_.run({.inputs = {x, p.lora_a, p.lora_b},
+// Layers of one input: kernels/lora_linear.
+std::vector<Ghost> Rehearsal::lora_linear(const std::vector<const Projection*>& projections, const Ghost& x) {
+    LoraCall call{.rows = rows_, .in = projections[0]->in, .rank = projections[0]->rank, .outs = {}, .dtype = x.dtype};
+    std::vector<Ghost> y, inputs{x};
+    for (const Projection* p : projections) {
+        y.push_back(tape_.make(rows_ * p->out, x.dtype));
+        call.outs.push_back(p->out);
+        inputs.insert(inputs.end(), {p->lora_a, p->lora_b});
+    }
+    const int64_t width = static_cast<int64_t>(projections.size()) * kernels::lora_columns(call.rank);
+    const Ghost low = tape_.make(rows_ * width, x.dtype);
+    const auto total = [](const Buffers& buffers) {
+        return std::accumulate(buffers.begin(), buffers.end(), int64_t{});
+    };
+    const int64_t out = *std::max_element(call.outs.begin(), call.outs.end());
+    Buffers forward = lora_factors_workspace(call, device_), backward = forward;
+    const Buffers product = products(call.in, out, 0), gradients = lora_gradients_workspace(call, device_);
+    forward.insert(forward.end(), product.begin(), product.end());
+    const Buffers& larger = total(product) >= total(gradients) ? product : gradients;  // one after the other
+    backward.insert(backward.end(), larger.begin(), larger.end());
+    backward.push_back(device_ == DeviceType::cpu ? rows_ * call.rank * size_of(x.dtype) : low.bytes());  // q
+    std::vector<Ghost*> outputs;
+    for (Ghost& i : y) outputs.push_back(&i);
+    tape_.run({.inputs = inputs,
                .saved = {x, low},
-               .outputs = {&y},
-               .forward = {forward},
-               .backward = {backward}});
+               .outputs = outputs,
+               .forward = {{Owner::products, forward}},
+               .backward = {{Owner::products, backward}}});
     return y;
 }
 
 Ghost Rehearsal::forward(const Projection& p, const Ghost& x) {
-    return p.lora_a.defined() ? lora_linear(p, x) : linear(p, x);
+    return p.lora_a.defined() ? lora_linear({&p}, x)[0] : linear(p, x);
+}
+
+// project_together in models/decoder/decoder.cpp.
+std::vector<Ghost> Rehearsal::forward(const std::vector<const Projection*>& projections, const Ghost& x) {
+    std::vector<const Projection*> adapted;
+    for (const Projection* p : projections)
+        if (p->lora_a.defined()) adapted.push_back(p);
+    const std::vector<Ghost> with_lora = adapted.empty() ? std::vector<Ghost>() : lora_linear(adapted, x);
+    std::vector<Ghost> y;
+    size_t next = 0;
+    for (const Projection* p : projections) y.push_back(p->lora_a.defined() ? with_lora[next++] : linear(*p, x));
+    return y;
 }
 
 Ghost Rehearsal::rope(const Ghost& x) {

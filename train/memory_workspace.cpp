@@ -1,12 +1,14 @@
 #include "train/memory_workspace.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string_view>
 
 #include "core/parallel.h"
 #include "kernels/common/gemm.h"
 #include "kernels/common/gemm_packed.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
+#include "kernels/lora_linear/lora_linear.h"
 
 namespace lc::train::memory {
 namespace {
@@ -205,6 +207,31 @@ Buffers product_workspace(const Product& p, DeviceType device) {
     Buffers bytes;
     for (int64_t task = 0; task < tasks; ++task) bytes.insert(bytes.end(), {kFloat * a, kFloat * b});
     return bytes;
+}
+
+Buffers lora_factors_workspace(const LoraCall& c, DeviceType device) {
+    if (device == DeviceType::cpu) return {};
+    const int64_t width = static_cast<int64_t>(c.outs.size()) * kernels::lora_columns(c.rank);
+    const int64_t out = std::accumulate(c.outs.begin(), c.outs.end(), int64_t{});
+    const int64_t counters = ceil_div(width, 64) * ceil_div(c.rows, 256) * 2;
+    return {size_of(c.dtype) * width * (c.in + out) + 4 * counters};
+}
+
+// All gradients in one launch of some 512 blocks: dB of each layer, and dA of all in jobs of up to 64 ranks.
+Buffers lora_gradients_workspace(const LoraCall& c, DeviceType device) {
+    constexpr int64_t kStrip = 128, kStepRows = 32, kBlocks = 512, kMostRanks = 64;
+    if (device == DeviceType::cpu || c.dtype != DType::bf16 || c.rank > kMostRanks) return {};
+    const int64_t ranks = kernels::lora_columns(c.rank), count = static_cast<int64_t>(c.outs.size());
+    const int64_t jobs = ceil_div(count, kMostRanks / ranks);  // of dA
+    int64_t strips = jobs * ceil_div(c.in, kStrip);
+    for (const int64_t out : c.outs) strips += ceil_div(out, kStrip);
+    const int64_t wanted = std::clamp<int64_t>(kBlocks / strips, 1, ceil_div(c.rows, kStepRows));
+    const int64_t slices = ceil_div(c.rows, ceil_div(ceil_div(c.rows, wanted), kStepRows) * kStepRows);
+    Buffers buffers;
+    for (const int64_t out : c.outs) buffers.push_back(kFloat * slices * ranks * out);
+    for (int64_t job = 0, left = count; job < jobs; ++job, left -= kMostRanks / ranks)
+        buffers.push_back(kFloat * slices * std::min(left, kMostRanks / ranks) * ranks * c.in);
+    return buffers;
 }
 
 Buffers loss_workspace(const LossCall& c, DeviceType device) {

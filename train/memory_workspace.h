@@ -49,6 +49,16 @@ struct Product {
 };
 Buffers product_workspace(const Product& product, DeviceType device);
 
+// kernels/lora_linear on a GPU, beside products: factors, and in the backward q and what its gradients are summed in. Layers of one
+// input are one call.
+struct LoraCall {
+    int64_t rows = 0, in = 0, rank = 0;
+    std::vector<int64_t> outs;
+    DType dtype = DType::f32;
+};
+Buffers lora_factors_workspace(const LoraCall& call, DeviceType device);
+Buffers lora_gradients_workspace(const LoraCall& call, DeviceType device);
+
 // kernels/linear_cross_entropy: logits of a chunk of rows, and what lies beside them.
 struct LossCall {
     int64_t rows = 0, labelled = 0;  // labelled: those that are predicted

@@ -1,22 +1,29 @@
-// Low-rank adapted linear layers on the GPU: cuBLASLt products.
+// Low-rank adapted linear layers on the GPU.
 //
 // MATHS    lora_linear.h.
-// TILING   cuBLASLt's. The low-rank term is a second product on top of the first (beta = 1), the bias the first one's epilogue.
-//          dbias is column_sum.
+// TILING   bf16 in aligned rows on Hopper: one launch for p and all y, one for q and dx (lora_linear_sm90.cu). Elsewhere cuBLASLt, the
+//          low-rank term as a second product on top of the first (beta = 1). dA and dB of aligned bf16: lora_low_rank.cu, else cuBLASLt.
+//          LC_LORA=portable or sm90 in the environment takes that form wherever it fits.
 // COST     2 rows (In Out + R (In + Out)) FLOPs forward; a gradient that nobody wants costs nothing: a frozen W has no dW product.
-//          Adding the low-rank term reads and writes y (and dx) once more.
-// NUMERICS f32 accumulation; TF32 is off for f32. Beside bf16 activations f32 A, B (and W) are rounded to bf16 as operands, p and
-//          q are bf16, and y and dx are rounded after each of their two products; dA, dB and dW are written in their slots' dtype.
-// LADDER   1 this. Next: one product over [x | p] [W ; s B], which saves the second pass over y.
-//          Tried: p and y = s p B^T in one pass of our own, then x W^T on top with beta = 1 (and so backward): 490 us against 463
-//          forward, 554 against 530 backward (8192 x 4096 x 4096, rank 8, H100). beta = 1 costs the large product more than the
-//          pass over y that it saves.
+//          With cuBLASLt the low-rank term reads and writes y (and dx) once more.
+// NUMERICS f32 accumulation; TF32 is off for f32. Beside bf16 activations f32 A, s B (and W) are rounded to bf16 as operands, p and
+//          q are bf16, and with cuBLASLt y and dx are rounded after each of their products; dA, dB and dW are written in their slots'
+//          dtype.
+// LADDER   1 cuBLASLt throughout. 2 the forms named above, which say what they are meant to bring.
 // SOURCE   arXiv 2106.09685.
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <string_view>
+
 #include "core/cuda/runtime.h"
+#include "core/profile.h"
 #include "kernels/common/cuda/column_sum.h"
 #include "kernels/common/cuda/gemm.h"
 #include "kernels/common/cuda/rows.h"
 #include "kernels/lora_linear/lora_linear.h"
+#include "kernels/lora_linear/lora_linear_sm90.h"
+#include "kernels/lora_linear/lora_low_rank.h"
 
 namespace lc::kernels {
 namespace {
@@ -26,9 +33,13 @@ struct Matrix {
     const void* data;
     int64_t rows, columns, stride;
     DType dtype;
-    Matrix(const void* d, int64_t r, int64_t c, DType type) : data(d), rows(r), columns(c), stride(c), dtype(type) {}
+    Matrix(const void* d, int64_t r, int64_t c, int64_t s, DType type)
+        : data(d), rows(r), columns(c), stride(s), dtype(type) {}
     Matrix(const DeviceRows& x) : data(x.data), rows(x.rows), columns(x.columns), stride(x.stride), dtype(x.dtype) {}
     Matrix(const DeviceOutRows& x) : data(x.data), rows(x.rows), columns(x.columns), stride(x.stride), dtype(x.dtype) {}
+    Matrix columns_from(int64_t first, int64_t count) const {
+        return {static_cast<const std::byte*>(data) + first * size_of(dtype), rows, count, stride, dtype};
+    }
 };
 
 // c = alpha op(a) op(b) + beta c, and `bias`, if there is one, in every row
@@ -55,43 +66,183 @@ void product(Op op_a, Op op_b, double alpha, const Matrix& a, const Matrix& b, f
 
 constexpr Op kNone = Op::None, kTransposed = Op::Transpose;
 
+template <class Projection>
+LoraFactors factors_of(const std::vector<Projection>& projections, int64_t rows, DType dtype, Stream stream) {
+    std::vector<LoraFactor> factors;
+    int64_t width = 0;
+    for (const Projection& i : projections) {
+        factors.push_back({i.a, i.b, i.s});
+        width += lora_columns(i.a.size(0));
+    }
+    return make_lora_factors(factors, dtype, lora_sm90_counters(rows, width), stream);
+}
+
+template <class Projection>
+std::vector<DeviceRows> weights_of(const std::vector<Projection>& projections, DType dtype) {
+    std::vector<DeviceRows> w;
+    for (const Projection& i : projections) w.emplace_back(i.w, dtype);
+    return w;
+}
+
+template <class Rows>
+bool all_taken(const std::vector<Rows>& matrices) {
+    return std::all_of(matrices.begin(), matrices.end(), [](const Rows& x) { return lora_sm90_takes(x); });
+}
+
+// Whether the form for Hopper is to be used where the matrices are such as it takes.
+bool wants_sm90(bool fits) {
+    static const std::string_view forced = [] {
+        const char* value = std::getenv("LC_LORA");
+        return std::string_view(value == nullptr ? "" : value);
+    }();
+    LC_CHECK(forced.empty() || forced == "portable" || forced == "sm90", "LC_LORA must be portable or sm90, got '{}'",
+             forced);
+    if (forced == "portable" || !fits) return false;
+    const bool runs = lora_linear_has_sm90();
+    LC_CHECK(runs || forced.empty(), "LC_LORA=sm90: this build has no sm_90a code that this device runs");
+    return runs;
+}
+
+struct Backward {
+    const LoraLinearBackward& args;
+    Stream stream;
+    DType dtype = args.x.dtype;
+    DeviceRows x{args.x, dtype}, p{args.p, dtype};
+    DeviceOutRows dx{args.dx};
+    std::vector<DeviceRows> dy, w;
+    LoraFactors factors;
+    DeviceScratch<std::byte> low;
+
+    Backward(const LoraLinearBackward& a, Stream s) : args(a), stream(s) {
+        for (const auto& i : a.projections) dy.emplace_back(i.dy, dtype);
+    }
+    Matrix q() const { return {low.data(), x.rows, factors.width, factors.width, dtype}; }
+
+    void run() {
+        bool needs_q = static_cast<bool>(dx);
+        for (const auto& i : args.projections) needs_q = needs_q || i.da;
+        if (needs_q) make_q_and_dx();
+        for (size_t i = 0; i < dy.size(); ++i) {
+            const DeviceOutRows dw(args.projections[i].dw);
+            if (dw) product(kTransposed, kNone, 1, dy[i], x, dw.beta, dw, stream);
+            dw.finish();
+            column_sum_cuda(dy[i], args.projections[i].dbias, stream);
+        }
+        const bool aligned = dtype == DType::bf16 && lora_sm90_takes(x) && all_taken(dy) &&
+                             std::all_of(args.projections.begin(), args.projections.end(),
+                                         [](const auto& i) { return i.a.size(0) <= kLoraMostRank; });
+        if (aligned)
+            low_rank_gradients();
+        else
+            gradients_by_products();
+        dx.finish();
+    }
+
+    void make_q_and_dx() {
+        factors = factors_of(args.projections, x.rows, dtype, stream);
+        low = DeviceScratch<std::byte>(x.rows * factors.width * size_of(dtype), stream);
+        if (dx) w = weights_of(args.projections, dtype);
+        if (wants_sm90(dx && x.rows >= kLoraSm90Rows && lora_sm90_takes(dx) && all_taken(dy) && all_taken(w)))
+            return lora_backward_sm90(dy, w, factors, low.data(), dx, stream);
+        float beta = dx.beta;
+        for (size_t i = 0; i < dy.size(); ++i) {
+            const LoraFactors::Place& place = factors.places[i];
+            const int64_t columns = lora_columns(place.rank);
+            const Matrix b(factors.b_of(place), place.out, factors.width, factors.width, dtype);
+            product(kNone, kNone, 1, dy[i], b.columns_from(place.first_column, columns), 0,
+                    q().columns_from(place.first_column, columns), stream);
+            if (dx) product(kNone, kNone, 1, dy[i], w[i], beta, dx, stream);
+            beta = 1;
+        }
+        if (dx)
+            product(kNone, kNone, 1, q(), Matrix(factors.a(), factors.width, factors.in, factors.in, dtype), 1, dx,
+                    stream);
+    }
+
+    // dB first: where q, k and v share x, the columns of q that belong to dA then lie side by side in one job.
+    void low_rank_gradients() const {
+        std::vector<LoraGradient> gradients;
+        int64_t first = 0;
+        for (size_t i = 0; i < dy.size(); ++i) {
+            const auto& projection = args.projections[i];
+            const int64_t rank = projection.a.size(0);
+            if (projection.db)
+                gradients.push_back({.low = p.as<std::byte>() + first * size_of(dtype),
+                                     .low_stride = p.stride,
+                                     .rank = rank,
+                                     .z = &dy[i],
+                                     .slot = projection.db,
+                                     .transposed = true,
+                                     .scale = projection.s});
+            first += lora_columns(rank);
+        }
+        for (size_t i = 0; i < dy.size(); ++i)
+            if (args.projections[i].da)
+                gradients.push_back({.low = low.data() + factors.places[i].first_column * size_of(dtype),
+                                     .low_stride = factors.width,
+                                     .rank = factors.places[i].rank,
+                                     .z = &x,
+                                     .slot = args.projections[i].da});
+        lora_gradients(gradients, x.rows, stream);
+    }
+
+    void gradients_by_products() const {
+        int64_t first = 0;
+        for (size_t i = 0; i < dy.size(); ++i) {
+            const auto& projection = args.projections[i];
+            const int64_t rank = projection.a.size(0);
+            const DeviceOutRows da(projection.da), db(projection.db);
+            if (da) product(kTransposed, kNone, 1, q().columns_from(first, rank), x, da.beta, da, stream);
+            if (db)
+                product(kTransposed, kNone, projection.s, dy[i], Matrix(p).columns_from(first, rank), db.beta, db,
+                        stream);
+            da.finish(), db.finish();
+            first += lora_columns(rank);
+        }
+    }
+};
+
 }  // namespace
 
 void lora_linear_forward_cuda(const LoraLinearForward& args, Stream stream) {
     const DType dtype = args.x.dtype;
-    const DeviceRows x(args.x, dtype), w(args.w, dtype), a(args.a, dtype), b(args.b, dtype);
-    const DeviceOutRows y(args.y), p(args.p);
-    product(kNone, kTransposed, 1, x, a, 0, p, stream);
-    const std::optional<DeviceRows> bias = args.bias ? std::make_optional<DeviceRows>(args.bias, dtype) : std::nullopt;
-    product(kNone, kTransposed, 1, x, w, 0, y, stream, bias ? bias->data : nullptr);
-    product(kNone, kTransposed, args.s, p, b, 1, y, stream);
-    y.finish(), p.finish();
+    const DeviceRows x(args.x, dtype);
+    if (x.rows == 0) return;
+    const std::vector<DeviceRows> w = weights_of(args.projections, dtype);
+    std::vector<DeviceOutRows> y;
+    for (const auto& i : args.projections) y.emplace_back(i.y);
+    std::vector<std::optional<DeviceRows>> bias(w.size());
+    for (size_t i = 0; i < w.size(); ++i)
+        if (args.projections[i].bias) bias[i].emplace(args.projections[i].bias, dtype);
+    const auto bias_of = [&](size_t i) { return bias[i] ? bias[i]->data : nullptr; };
+    const DeviceOutRows p(args.p);
+    const LoraFactors factors = factors_of(args.projections, x.rows, dtype, stream);
+    if (wants_sm90(x.rows >= kLoraSm90Rows && lora_sm90_takes(x) && lora_sm90_takes(p) && all_taken(w) &&
+                   all_taken(y))) {
+        std::vector<const void*> rows;
+        for (size_t i = 0; i < w.size(); ++i) rows.push_back(bias_of(i));
+        lora_forward_sm90(x, w, rows, factors, y, p.data, stream);
+    } else {
+        product(kNone, kTransposed, 1, x, Matrix(factors.a(), factors.width, factors.in, factors.in, dtype), 0, p,
+                stream);
+        for (size_t i = 0; i < w.size(); ++i) {
+            const LoraFactors::Place& place = factors.places[i];
+            const int64_t columns = lora_columns(place.rank);
+            const Matrix b(factors.b_of(place), place.out, factors.width, factors.width, dtype);
+            product(kNone, kTransposed, 1, x, w[i], 0, y[i], stream, bias_of(i));
+            product(kNone, kTransposed, 1, Matrix(p).columns_from(place.first_column, columns),
+                    b.columns_from(place.first_column, columns), 1, y[i], stream);
+        }
+    }
+    for (const DeviceOutRows& i : y) i.finish();
+    p.finish();
 }
 
 void lora_linear_backward_cuda(const LoraLinearBackward& args, Stream stream) {
-    const DType dtype = args.dy.dtype;
-    const DeviceRows dy(args.dy, dtype);
-    if (dy.rows == 0) {  // sums over nothing
-        for (const GradSlot& slot : {args.dw, args.da, args.db, args.dbias})
+    if (args.p.size(0) > 0) return Backward(args, stream).run();
+    for (const auto& i : args.projections)  // sums over nothing
+        for (const GradSlot& slot : {i.dw, i.da, i.db, i.dbias})
             if (slot && !slot.accumulate()) cuda::fill(slot.view, 0, stream);
-        return;
-    }
-    const DeviceOutRows dx(args.dx), dw(args.dw), da(args.da), db(args.db);
-    if (dx || da) {
-        const int64_t rank = args.a.size(0);
-        const DeviceScratch<std::byte> buffer(dy.rows * rank * size_of(dtype), stream);
-        const Matrix q(buffer.data(), dy.rows, rank, dtype);
-        product(kNone, kNone, args.s, dy, DeviceRows(args.b, dtype), 0, q, stream);
-        if (dx) {
-            product(kNone, kNone, 1, dy, DeviceRows(args.w, dtype), dx.beta, dx, stream);
-            product(kNone, kNone, 1, q, DeviceRows(args.a, dtype), 1, dx, stream);
-        }
-        if (da) product(kTransposed, kNone, 1, q, DeviceRows(args.x, dtype), da.beta, da, stream);
-    }
-    if (dw) product(kTransposed, kNone, 1, dy, DeviceRows(args.x, dtype), dw.beta, dw, stream);
-    if (db) product(kTransposed, kNone, args.s, dy, DeviceRows(args.p, dtype), db.beta, db, stream);
-    column_sum_cuda(dy, args.dbias, stream);
-    dx.finish(), dw.finish(), da.finish(), db.finish();
 }
 
 }  // namespace lc::kernels

@@ -7,66 +7,90 @@ namespace lc::kernels {
 
 template <class T>
 void lora_linear_forward_naive(const LoraLinearForward& args) {
-    const InRows<T> x(args.x), w(args.w), a(args.a), b(args.b);
-    const OutRows<T> y(args.y), p(args.p);
-    for (int64_t r = 0; r < x.rows; ++r) {
-        for (int64_t j = 0; j < a.rows; ++j) {
-            T sum = 0;
-            for (int64_t i = 0; i < x.columns; ++i) sum += x(r, i) * a(j, i);
-            p(r, j) = sum;
+    const InRows<T> x(args.x);
+    const OutRows<T> p(args.p);
+    int64_t first = 0;  // column of p
+    for (const LoraLinearForward::Projection& projection : args.projections) {
+        const InRows<T> w(projection.w), a(projection.a), b(projection.b);
+        const OutRows<T> y(projection.y);
+        for (int64_t r = 0; r < x.rows; ++r) {
+            for (int64_t j = 0; j < lora_columns(a.rows); ++j) {
+                T sum = 0;
+                for (int64_t i = 0; i < x.columns && j < a.rows; ++i) sum += x(r, i) * a(j, i);
+                p(r, first + j) = sum;
+            }
+            for (int64_t o = 0; o < w.rows; ++o) {
+                T base = 0, update = 0;
+                for (int64_t i = 0; i < x.columns; ++i) base += x(r, i) * w(o, i);
+                for (int64_t j = 0; j < a.rows; ++j) update += p(r, first + j) * b(o, j);
+                y(r, o) = base + static_cast<T>(projection.s) * update +
+                          (projection.bias ? projection.bias.as<const T, 1>()(o) : T{0});
+            }
         }
-        for (int64_t o = 0; o < w.rows; ++o) {
-            T base = 0, update = 0;
-            for (int64_t i = 0; i < x.columns; ++i) base += x(r, i) * w(o, i);
-            for (int64_t j = 0; j < a.rows; ++j) update += p(r, j) * b(o, j);
-            y(r, o) = base + static_cast<T>(args.s) * update + (args.bias ? args.bias.as<const T, 1>()(o) : T{0});
-        }
+        y.finish();
+        first += lora_columns(a.rows);
     }
-    y.finish(), p.finish();
+    p.finish();
 }
 
+namespace detail {
+
+// Everything but dx, to which this projection's share is added: sum [rows,In].
 template <class T>
-void lora_linear_backward_naive(const LoraLinearBackward& args) {
-    const InRows<T> x(args.x), w(args.w), a(args.a), b(args.b), p(args.p), dy(args.dy);
-    const OutRows<T> dx(args.dx), dw(args.dw), da(args.da), db(args.db), dbias(args.dbias);
-    const T s = static_cast<T>(args.s);
+void lora_projection_backward_naive(const LoraLinearBackward::Projection& projection, const Rows<const T>& x,
+                                    const Rows<const T>& p, std::vector<T>& sum) {
+    const InRows<T> w(projection.w), a(projection.a), b(projection.b), dy(projection.dy);
+    const OutRows<T> dw(projection.dw), da(projection.da), db(projection.db), dbias(projection.dbias);
+    const T s = static_cast<T>(projection.s);
     const int64_t rank = a.rows;
     std::vector<T> q(static_cast<size_t>(x.rows * rank));
     for (int64_t r = 0; r < x.rows; ++r)
         for (int64_t j = 0; j < rank; ++j)
             for (int64_t o = 0; o < w.rows; ++o) q[r * rank + j] += s * dy(r, o) * b(o, j);
 
-    for (int64_t r = 0; r < x.rows && dx; ++r)
+    for (int64_t r = 0; r < x.rows && !sum.empty(); ++r)
         for (int64_t i = 0; i < x.columns; ++i) {
-            T sum = 0;
-            for (int64_t o = 0; o < w.rows; ++o) sum += dy(r, o) * w(o, i);
-            for (int64_t j = 0; j < rank; ++j) sum += q[r * rank + j] * a(j, i);
-            dx.put(r, i, sum);
+            for (int64_t o = 0; o < w.rows; ++o) sum[r * x.columns + i] += dy(r, o) * w(o, i);
+            for (int64_t j = 0; j < rank; ++j) sum[r * x.columns + i] += q[r * rank + j] * a(j, i);
         }
     for (int64_t o = 0; o < w.rows && dw; ++o)
         for (int64_t i = 0; i < w.columns; ++i) {
-            T sum = 0;
-            for (int64_t r = 0; r < x.rows; ++r) sum += dy(r, o) * x(r, i);
-            dw.put(o, i, sum);
+            T total = 0;
+            for (int64_t r = 0; r < x.rows; ++r) total += dy(r, o) * x(r, i);
+            dw.put(o, i, total);
         }
     for (int64_t j = 0; j < rank && da; ++j)
         for (int64_t i = 0; i < a.columns; ++i) {
-            T sum = 0;
-            for (int64_t r = 0; r < x.rows; ++r) sum += q[r * rank + j] * x(r, i);
-            da.put(j, i, sum);
+            T total = 0;
+            for (int64_t r = 0; r < x.rows; ++r) total += q[r * rank + j] * x(r, i);
+            da.put(j, i, total);
         }
     for (int64_t o = 0; o < w.rows && db; ++o)
         for (int64_t j = 0; j < rank; ++j) {
-            T sum = 0;
-            for (int64_t r = 0; r < x.rows; ++r) sum += dy(r, o) * p(r, j);
-            db.put(o, j, s * sum);
+            T total = 0;
+            for (int64_t r = 0; r < x.rows; ++r) total += dy(r, o) * p(r, j);
+            db.put(o, j, s * total);
         }
     for (int64_t o = 0; o < w.rows && dbias; ++o) {
-        T sum = 0;
-        for (int64_t r = 0; r < dy.rows; ++r) sum += dy(r, o);
-        dbias.put(0, o, sum);
+        T total = 0;
+        for (int64_t r = 0; r < x.rows; ++r) total += dy(r, o);
+        dbias.put(0, o, total);
     }
-    dx.finish(), dw.finish(), da.finish(), db.finish(), dbias.finish();
+    dw.finish(), da.finish(), db.finish(), dbias.finish();
+}
+
+}  // namespace detail
+
+template <class T>
+void lora_linear_backward_naive(const LoraLinearBackward& args) {
+    const InRows<T> x(args.x), p(args.p);
+    std::vector<T> sum(args.dx ? static_cast<size_t>(x.rows * x.columns) : 0);
+    Rows<const T> low = p;
+    for (const LoraLinearBackward::Projection& projection : args.projections) {
+        detail::lora_projection_backward_naive<T>(projection, x, low, sum);
+        low.data += lora_columns(projection.a.size(0));
+    }
+    store_gradient(sum, args.dx);
 }
 
 }  // namespace lc::kernels

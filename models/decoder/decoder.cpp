@@ -24,6 +24,23 @@ Tensor Projection::forward(const Tensor& x) const {
     return lora_a.defined() ? lora_linear(x, weight, lora_a, lora_b, lora_scale, bias) : linear(x, weight, bias);
 }
 
+namespace {
+
+// Adapted layers of one input are one op.
+std::array<Tensor, 3> project_together(const Tensor& x, const std::array<const Projection*, 3>& projections) {
+    std::vector<LoraProjection> adapted;
+    for (const Projection* p : projections)
+        if (p->lora_a.defined()) adapted.push_back({p->weight, p->lora_a, p->lora_b, p->lora_scale, p->bias});
+    const std::vector<Tensor> with_lora = adapted.empty() ? std::vector<Tensor>() : lora_linear(x, adapted);
+    std::array<Tensor, 3> results;
+    size_t next = 0;
+    for (size_t i = 0; i < projections.size(); ++i)
+        results[i] = projections[i]->lora_a.defined() ? with_lora[next++] : projections[i]->forward(x);
+    return results;
+}
+
+}  // namespace
+
 kernels::LinearizedSpec effective_spec(const AttentionSpec& spec, Terms terms) {
     kernels::LinearizedSpec effective = spec.kernel_spec();
     if (terms == Terms::WindowOnly) {
@@ -81,13 +98,14 @@ Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
              config_.hidden_size, h.shape());
     const int64_t batch = h.size(0), length = h.size(1), d = config_.head_dim;
     const Tensor x = norm(h, layer.input_norm);
-    const auto heads = [&](const Projection& projection, int64_t count, const Tensor& head_norm) {
-        Tensor rows = reshape(projection.forward(x), {batch, length, count, d});
+    const auto [q, k, v] = project_together(x, {&layer.q, &layer.k, &layer.v});
+    const auto heads = [&](const Tensor& projected, int64_t count, const Tensor& head_norm) {
+        Tensor rows = reshape(projected, {batch, length, count, d});
         if (head_norm.defined()) rows = rms_norm(rows, head_norm, config_.norm_eps, config_.block.norm_offset);
         return permute(rows, {0, 2, 1, 3});
     };
-    return {heads(layer.q, config_.num_heads, layer.q_norm), heads(layer.k, config_.num_kv_heads, layer.k_norm),
-            heads(layer.v, config_.num_kv_heads, {})};
+    return {heads(q, config_.num_heads, layer.q_norm), heads(k, config_.num_kv_heads, layer.k_norm),
+            heads(v, config_.num_kv_heads, {})};
 }
 
 Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms terms) const {

@@ -69,6 +69,9 @@ TEST(DenseErrors, NameOpExpectedAndActual) {
             lora_linear(x, random_tensor({4, 3}), random_tensor({2, 3}), random_tensor({4, 1}), 1);
         },
         "do not fit");
+    const std::vector<LoraProjection> five(5, {random_tensor({4, 3}), random_tensor({2, 3}), random_tensor({4, 2}), 1});
+    expect_error([&] { lora_linear(x, five); }, "lora_linear: 1 to 4 projections, got 5");
+    expect_error([&] { lora_linear(x, {}); }, "lora_linear: no projections");
     expect_error([&] { add(x, random_tensor({3, 2})); }, "add: shapes and dtypes must agree");
     expect_error([&] { rms_norm(x, random_tensor({2}), 1e-5); }, "weight [D], got [2,3] and [2]");
     expect_error(
@@ -152,6 +155,22 @@ TEST(GradNorm, SeesEveryNonFiniteValue) {
 }
 
 // The bits must not depend on how many threads shared the work, products included.
+// Of layers that share an input each may go unused: it counts as one whose gradient is 0.
+TEST(Dense, AdaptedLayerThatNobodyUses) {
+    const Tensor w = random_tensor({4, 3}, 1), b = random_tensor({4, 2}, 3);
+    const auto run = [&](bool together) {
+        Tensor x = leaf(random_tensor({5, 3})), a = leaf(random_tensor({2, 3}, 2)), unused = leaf(a.clone());
+        std::vector<LoraProjection> projections{{w, a, b, 0.5}};
+        if (together) projections.push_back({w, unused, b, 2.0});
+        backward(sum(lora_linear(x, projections)[0]));
+        if (together) {
+            EXPECT_EQ(grad_of(unused).to_vector<float>(), std::vector<float>(6, 0.0f));
+        }
+        return std::pair{grad_of(x).to_vector<float>(), grad_of(a).to_vector<float>()};
+    };
+    EXPECT_EQ(run(true), run(false));
+}
+
 TEST(Dense, BitsDoNotDependOnTheNumberOfThreads) {
     const auto compute = [](int threads) {
         set_num_threads(threads);

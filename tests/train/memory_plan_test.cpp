@@ -113,6 +113,14 @@ TEST(MemoryPlan, CountsTheSegmentsOfALongSequence) {
     EXPECT_LT(total(memory::cuda_transfer_loss_workspace(call)), gradients);
 }
 
+// Query, key and value of Llama-3-8B together: 80 strips of 128 columns, and so 6 slices of the rows.
+TEST(MemoryPlan, CountsTheSlicesOfLoraGradients) {
+    const memory::LoraCall call{.rows = 8192, .in = 4096, .rank = 8, .outs = {4096, 1024, 1024}, .dtype = DType::bf16};
+    const memory::Buffers bytes = memory::lora_gradients_workspace(call, DeviceType::cuda);
+    EXPECT_EQ(std::accumulate(bytes.begin(), bytes.end(), int64_t{}), 4 * 6 * (8 * 6144 + 24 * 4096));
+    EXPECT_EQ(memory::lora_gradients_workspace(call, DeviceType::cpu), memory::Buffers{});
+}
+
 TEST(MemoryPlan, TableSaysWhatWouldFit) {
     const MemoryPlan plan = plan_memory(llama(PlanStage::finetune));
     const int64_t gib = int64_t{1} << 30;

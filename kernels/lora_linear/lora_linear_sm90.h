@@ -1,0 +1,30 @@
+// The large products of adapted layers on Hopper, with the low-rank terms inside. Private to lora_linear.
+#pragma once
+#include "kernels/lora_linear/lora_low_rank.h"
+
+namespace lc::kernels {
+
+// True where the build has code for sm_90a and the current device runs it.
+bool lora_linear_has_sm90();
+
+// What TMA copies: bf16, not empty, start and rows on 16 bytes. What is stored may also be f32.
+inline bool lora_sm90_takes(const DeviceRows& x) {
+    return x.dtype == DType::bf16 && x.rows > 0 && x.columns > 0 && x.stride % 8 == 0 && x.columns % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+}
+inline bool lora_sm90_takes(const DeviceOutRows& x) {
+    return x.rows > 0 && x.stride % 8 == 0 && x.columns % 8 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+}
+inline constexpr int64_t kLoraSm90Rows = 256;  // fewer are not worth a pair of tiles
+
+// Counters that make_lora_factors must leave for `rows` rows and `width` columns of p.
+int64_t lora_sm90_counters(int64_t rows, int64_t width);
+
+// p = x A^T,  y_i = x W_i^T + p B^T + bias_i; bias_i in bf16, or null
+void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
+                       const LoraFactors& factors, const std::vector<DeviceOutRows>& y, void* p, Stream stream);
+// q = dy B,  dx = sum dy_i W_i + q A
+void lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector<DeviceRows>& w, const LoraFactors& factors,
+                        void* q, const DeviceOutRows& dx, Stream stream);
+
+}  // namespace lc::kernels
