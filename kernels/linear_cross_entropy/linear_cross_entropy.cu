@@ -3,34 +3,34 @@
 // MATHS    linear_cross_entropy.h.
 // TILING   chunks of up to 1024 rows, fewer where their logits would exceed 0.55 GB:
 //            logits [rows,V] = hidden W^T + b        cuBLASLt, f32 out; the bias is its epilogue
-//            one block a row: online maximum and sum, nll, then dlogits over the logits where they lie
+//            rows: maximum and sum, nll, then dlogits over the logits where they lie (linear_cross_entropy_rows.cuh)
 //            dhidden [rows,D] = dlogits W            dW (+)= dlogits^T hidden          cuBLASLt; db (+)= column_sum of dlogits
-//          bf16 dlogits fill the first half of a row's f32 logits: a step reads 4096 logits, waits for all threads, and writes
-//          the 4096 gradients onto logits that this step or an earlier one has read.
 //          Before: one block counts the valid rows. After: one block adds the nll in a fixed order. The host waits for nothing.
-// COST     2 N D V FLOPs for the logits and for each gradient; 4 + 4 + 4 + 2 + 2 bytes a logit beside that.
+// COST     2 N D V FLOPs for the logits and for each gradient; 4 + 4 + 4 + 2 + 2 bytes a logit beside that, 4 + 4 + 2 + 2 where rows are held in registers.
 // NUMERICS logits, maximum and sum are f32 also beside bf16 (a bf16 logit of 100 is off by up to 0.25, and its probability by as
 //          much); nll and its sum in f64, stored in f32. dlogits are rounded to hidden's dtype as operands. dW is added over
 //          chunks in its own dtype, which callers make f32.
 //          A label that is neither -100 nor in [0,V) makes its nll, and so the loss, NaN: refusing it would have to wait for
 //          the GPU.
-// LADDER   1 this.
+// LADDER   1 a block a row, logits read twice: 15 % over the two products of 8192 rows and 128256 logits (H100), as its bytes say.
+//          2 rows held by clusters of blocks: 6.3 GB instead of 10.5 beside the products. 0.6 of a copy's rate (H200): loads, two
+//            meetings with fences of the whole GPU and stores one after the other, two blocks an SM.
+//          3 blocks stay, the next row on its way meanwhile; one meeting by st.async. Meant for 0.85 of a copy.
+//          The first product costs 5 % more than one of bf16 results for 8192 rows at once (f32 results, chunks): what remains.
+//          Next: maximum and sum of each tile of logits in the first product's own kernel, logits as bf16 distances from it.
 // SOURCE   online maximum and sum: arXiv 1805.02867.
 #include "core/cuda/runtime.h"
 #include "kernels/common/cuda/column_sum.h"
+#include "kernels/common/cuda/elementwise.cuh"
 #include "kernels/common/cuda/gemm.h"
-#include "kernels/common/cuda/operand.cuh"
-#include "kernels/common/cuda/pack.cuh"
-#include "kernels/common/cuda/reduce.cuh"
 #include "kernels/common/cuda/rows.h"
-#include "kernels/common/ids.h"
 #include "kernels/linear_cross_entropy/linear_cross_entropy.h"
+#include "kernels/linear_cross_entropy/linear_cross_entropy_rows.cuh"
 
 namespace lc::kernels {
 namespace {
 
-constexpr int kThreads = 512, kOneBlock = 1024;
-constexpr int kPerThread = 8;  // logits of one thread and step
+constexpr int kOneBlock = 1024;
 constexpr int64_t kMostRows = 1024, kMostBytes = int64_t{550} << 20;
 
 // *scale = 1 / number of valid rows; 0 when there is none.
@@ -52,94 +52,14 @@ __global__ void loss_kernel(const float* nll, const __grid_constant__ Operand la
     if (threadIdx.x == 0) loss.put(0, valid > 0 ? static_cast<float>(total / valid) : 0.0f);
 }
 
-struct RowArgs {
-    float* logits;  // [rows,stride], rows of the chunk; stride a multiple of kPerThread
-    int64_t vocabulary, stride, first;
-    Operand labels;  // [N]
-    const float* scale;
-    float* nll;  // [N]
-};
-
-// maximum and sum of exp(x - maximum), of one thread and then of the block
-struct Softmax {
-    float high = -INFINITY, sum = 0;
-    __device__ void add(float x) {
-        if (x > high) sum *= expf(high - x), high = x;
-        sum += expf(x - high);
-    }
-    __device__ void join_block() {
-        const float top = block_max(high);
-        sum = block_sum(high == -INFINITY ? 0.0f : sum * expf(high - top));
-        high = top;
-    }
-};
-
-template <class T>
-__device__ void clear_gradient(T* row, int64_t vocabulary) {
-    for (int64_t v = threadIdx.x; v < vocabulary; v += kThreads) row[v] = from_float<T>(0);
-}
-
-// T: dtype of the gradient, which is left at the start of each row of logits.
-template <class T, bool Gradient>
-__global__ void __launch_bounds__(kThreads) row_kernel(const __grid_constant__ RowArgs args) {
-    float* logits = args.logits + blockIdx.x * args.stride;
-    T* gradient = reinterpret_cast<T*>(logits);
-    const int64_t row = args.first + blockIdx.x, vocabulary = args.vocabulary, label = args.labels.load_id(row);
-    if (label < 0 || label >= vocabulary) {
-        if (threadIdx.x == 0) args.nll[row] = label == kIgnoreLabel ? 0.0f : NAN;
-        if constexpr (Gradient) clear_gradient(gradient, vocabulary);
-        return;
-    }
-    constexpr int64_t kStep = kThreads * kPerThread;
-    Softmax softmax;
-    for (int64_t v = threadIdx.x * kPerThread; v < vocabulary; v += kStep)
-#pragma unroll
-        for (int half = 0; half < kPerThread; half += 4) {
-            const Pack<float> pack = load_pack(logits + v + half);
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-                if (v + half + e < vocabulary) softmax.add(pack.get(e));
-        }
-    softmax.join_block();
-    if (threadIdx.x == 0)
-        args.nll[row] = static_cast<float>(log(static_cast<double>(softmax.sum)) + static_cast<double>(softmax.high) -
-                                           static_cast<double>(logits[label]));
-    if constexpr (Gradient) {
-        __syncthreads();  // logits[label] has been read
-        const float scale = *args.scale, factor = scale / softmax.sum;
-        for (int64_t start = 0; start < vocabulary; start += kStep) {
-            const int64_t v = start + threadIdx.x * kPerThread;
-            float value[kPerThread];
-#pragma unroll
-            for (int half = 0; half < kPerThread; half += 4) {
-                const Pack<float> pack = v < vocabulary ? load_pack(logits + v + half) : Pack<float>{};
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    value[half + e] =
-                        factor * expf(pack.get(e) - softmax.high) - (v + half + e == label ? scale : 0.0f);
-            }
-            __syncthreads();
-#pragma unroll
-            for (int part = 0; part < kPerThread; part += Pack<T>::kSize) {
-                Pack<T> pack;
-#pragma unroll
-                for (int e = 0; e < Pack<T>::kSize; ++e) pack.set(e, value[part + e]);
-                if (v < vocabulary) store_pack(gradient + v + part, pack);
-            }
-        }
-    }
-}
-
 __global__ void put_kernel(const float* values, int64_t count, const __grid_constant__ Operand out) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < count) out.put(i, values[i]);
 }
 
-__global__ void scaled_kernel(const __grid_constant__ Operand unit, const __grid_constant__ Operand dloss,
-                              int64_t count, const __grid_constant__ Operand out) {
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < count) out.put(i, dloss.load(0) * unit.load(i));
-}
+struct Product {
+    __device__ void operator()(const float (&in)[2], float (&out)[1]) const { out[0] = in[0] * in[1]; }
+};
 
 // One call: what all its chunks share.
 struct Run {
@@ -203,15 +123,24 @@ struct Run {
               .c_dtype = DType::f32,
               .bias = bias ? bias->data : nullptr},
              stream);
-        const RowArgs row_args{logits.data(),        vocabulary,   stride,    first,
-                               Operand(args.labels), scale.data(), nll.data()};
+        const RowArgs row_args{.logits = logits.data(),
+                               .vocabulary = vocabulary,
+                               .stride = stride,
+                               .first = first,
+                               .rows = rows,
+                               .labels = Operand(args.labels),
+                               .scale = scale.data(),
+                               .nll = nll.data(),
+                               .blocks = 1};
+        const cudaStream_t queue = cuda::handle_of(stream);
         dispatch_cuda(dtype, "linear_cross_entropy", [&](auto type) {
-            dispatch_bool(dhidden || dweight || args.dbias, [&](auto gradient) {
-                row_kernel<typename decltype(type)::type, gradient()>
-                    <<<grid_x(rows), kThreads, 0, cuda::handle_of(stream)>>>(row_args);
-            });
+            using T = typename decltype(type)::type;
+            if (dhidden || dweight || args.dbias)
+                launch_rows<T>(row_args, rows, queue);
+            else
+                row_kernel<T, false><<<grid_x(rows), kRowThreads, 0, queue>>>(row_args);
         });
-        LC_LAUNCHED("linear_cross_entropy", cuda::handle_of(stream));
+        LC_LAUNCHED("linear_cross_entropy", queue);
         const int64_t gradient_stride = stride * int64_t{sizeof(float)} / size_of(dtype);
         if (dhidden)
             gemm({.m = rows,
@@ -259,11 +188,9 @@ void linear_cross_entropy_forward_cuda(const LinearCrossEntropyForward& args, St
 
 void linear_cross_entropy_backward_cuda(const LinearCrossEntropyBackward& args, Stream stream) {
     const auto scaled = [&](const TensorView& unit, const GradSlot& slot) {
-        if (!slot || slot.view.numel() == 0) return;
-        const int64_t count = slot.view.numel();
-        scaled_kernel<<<grid_x(ceil_div(count, 256)), 256, 0, cuda::handle_of(stream)>>>(
-            Operand(unit), Operand(args.dloss), count, Operand(slot));
-        LC_LAUNCHED("linear_cross_entropy", cuda::handle_of(stream));
+        if (!slot) return;
+        elementwise<2, 1>("linear_cross_entropy", Product{}, {unit, broadcast(args.dloss, unit.shape())}, {slot},
+                          stream);
     };
     scaled(args.unit_dhidden, args.dhidden);
     scaled(args.unit_dweight, args.dweight);

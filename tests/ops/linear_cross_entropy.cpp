@@ -60,6 +60,12 @@ LC_OP_CASES(linear_cross_entropy) {
         if (c.variant != "no_rows") add(c);
         add(as_token_nll(c));
     }
+    // Rows that one block, two and three hold together.
+    for (const int64_t vocabulary : {16384, 16388, 33001}) {
+        OpCase rows = make("fused_rows_v" + std::to_string(vocabulary), 4, 2, vocabulary, Fill::Labels, DType::i32);
+        rows.heavy = true;
+        add(rows);
+    }
     for (const auto& [c, vocabulary] : {std::pair{make("odd", 7, 5, 11, Fill::Labels, DType::i64), 11},
                                         {make("long_rows", 5, 16, 4100, Fill::Labels, DType::i32), 4100},
                                         {make("two_blocks", 290, 3, 6, Fill::Labels, DType::i64), 6}}) {
