@@ -12,6 +12,9 @@
 // LADDER   1 a block a row: each load is awaited before the next one starts, and every row loads the weights again: bound by latency.
 //          2 rms_norm_streamed.cuh: a row's loads start together, in the turn before; weights once a block. Meant for 0.85 of a copy;
 //            on an H100 0.79 forward and backward, with the residual 0.91 and 0.73 (version 1: 0.59, 0.49, 0.75, 0.47).
+//          3 the rows of a block through shared memory by cp.async, two to six of them under way instead of one, and three blocks an SM in
+//            the backward instead of two: 144 KiB under way an SM instead of 24 to 48. Meant for 0.9 of a copy in all four.
+//          A backward with both gradients wanted writes two equal tensors: five numbers an element where four would do.
 // SOURCE   arXiv 1910.07467.
 #include "kernels/common/cuda/norm_rows.cuh"
 #include "kernels/rms_norm/rms_norm.h"
@@ -113,7 +116,8 @@ void rms_norm_forward_cuda(const RmsNormForward& args, Stream stream) {
         dispatch_bool(static_cast<bool>(args.residual), [&](auto has_residual) {
             using S = decltype(shape);
             constexpr auto kKernel = rms_forward_streamed<S, has_residual()>;
-            kKernel<<<blocks_at_a_time<kKernel>(S::kThreads, a.rows), S::kThreads, 0, queue>>>(a);
+            constexpr int kBytes = RowRing < S, has_residual() ? 2 : 1 > ::kBytes;
+            kKernel<<<blocks_at_a_time<kKernel, kBytes>(S::kThreads, a.rows), S::kThreads, kBytes, queue>>>(a);
         });
     });
     if (!streamed)
@@ -149,7 +153,8 @@ void rms_norm_backward_cuda(const RmsNormBackward& args, Stream stream) {
             dispatch_bool(static_cast<bool>(args.dsum), [&](auto has_sum) {
                 using S = decltype(shape);
                 constexpr auto kKernel = rms_backward_streamed<S, has_sum()>;
-                kKernel<<<blocks_at_a_time<kKernel>(S::kThreads, a.rows), S::kThreads, 0, queue>>>(a);
+                constexpr int kBytes = RowRing < S, has_sum() ? 3 : 2 > ::kBytes;
+                kKernel<<<blocks_at_a_time<kKernel, kBytes>(S::kThreads, a.rows), S::kThreads, kBytes, queue>>>(a);
             });
         });
     if (!streamed)

@@ -1,15 +1,15 @@
 // RMS norm of aligned rows of 1025 to 8192 elements: the rows of models. Included by rms_norm.cu, which says what is computed.
 //
 // TILING   as many blocks as the device holds at a time; a block walks rows gridDim apart. A thread has the same Runs runs of eight
-//          columns of every row, so it loads their weights once. It loads a row as bits; as soon as those are floats (forward) or in
-//          the registers of this turn (backward), the next row's loads start, and are under way while this row is summed over the
-//          block (one barrier) and written.
+//          columns of every row, so it loads their weights once. Rows come through a ring in shared memory, kDepth of them under way
+//          (cp.async): a thread reads what it copied itself, without a barrier, and starts the next copy into the same place as soon as
+//          it has floats or bits of this one. The one barrier a row is the sum over the block.
 //
-//            bytes under way an SM, bf16, D = 4096: forward 8 KiB a row and block, 16 with a residual; backward 16, 24 with dsum
+//            bytes under way an SM, bf16, D = 4096, three blocks: forward 144 KiB, with a residual 144; backward 144, with dsum 144
 //
-//          f32 rows fill the registers twice as fast: they are loaded at the start of their own turn.
 // NUMERICS a thread adds its runs in order, then a tree over the warp, then the warps in order: a function of D alone.
 #pragma once
+#include "kernels/common/cuda/mma.cuh"
 #include "kernels/common/cuda/operand.cuh"
 #include "kernels/common/cuda/reduce.cuh"
 #include "kernels/common/cuda/run.cuh"
@@ -20,20 +20,12 @@ template <class T, int Threads, int Runs>
 struct StreamedRows {
     using Type = T;
     static constexpr int kThreads = Threads, kWarps = Threads / kWarp, kRuns = Runs;
-    static constexpr int kForwardBlocks = 768 / Threads,
-                         kBackwardBlocks = 512 / Threads;                // an SM at least: 80 and 128 registers
+    static constexpr int kBlocks = 768 / Threads;                        // an SM at least: 80 registers
     static constexpr int64_t kColumns = int64_t{Threads} * Runs * kRun;  // of the longest row
-    static constexpr bool kAhead = sizeof(T) == 2;                       // next row's loads start in this one's turn
+    static constexpr int kRowBytes = static_cast<int>(kColumns * sizeof(T));
     using Bits = RunBits<T>[Runs];
 
-    __device__ static int64_t column(int run) { return (int64_t{run} * Threads + threadIdx.x) * kRun; }
-    // This thread's runs of a row; those behind its end are zeros.
-    __device__ __forceinline__ static void load(const RowElements& from, int64_t row, int64_t columns, Bits& bits) {
-        const T* start = reinterpret_cast<const T*>(from.elements.base) + row * from.stride;
-#pragma unroll
-        for (int k = 0; k < Runs; ++k)
-            bits[k] = column(k) < columns ? RunBits<T>::load(start + column(k)) : RunBits<T>{};
-    }
+    __device__ static int column(int run) { return (run * Threads + static_cast<int>(threadIdx.x)) * kRun; }
     __device__ __forceinline__ static void load_weight(const RowElements& weight, int64_t columns, float offset,
                                                        float (&values)[Runs][kRun]) {
 #pragma unroll
@@ -63,22 +55,75 @@ struct RmsBackwardArgs : RmsArgs {
     RowElements s, dy, dsum, dx, dresidual;
 };
 
+// The rows of this block, `Inputs` matrices side by side.
+template <class S, int Inputs>
+struct RowRing {
+    using T = typename S::Type;
+    static constexpr int kDepth = std::max(1, 48 * 1024 / (Inputs * S::kRowBytes));
+    static constexpr int kBytes = kDepth * Inputs * S::kRowBytes;
+
+    const RowElements* inputs[Inputs];
+    unsigned char* shared;
+    int64_t rows;
+    int columns;
+    int slot = 0;
+
+    __device__ __forceinline__ T* place(int input) const {
+        return reinterpret_cast<T*>(shared + (slot * Inputs + input) * S::kRowBytes);
+    }
+    // Queues this thread's runs of a row; past the last row nothing, as a group of its own.
+    __device__ __forceinline__ void copy(int64_t row) {
+#pragma unroll
+        for (int n = 0; n < Inputs; ++n) {
+            const T* from = reinterpret_cast<const T*>(inputs[n]->elements.base) + row * inputs[n]->stride;
+#pragma unroll
+            for (int k = 0; k < S::kRuns; ++k)
+#pragma unroll
+                for (int i = 0; i < kRun; i += Pack<T>::kSize)
+                    if (row < rows && S::column(k) < columns)
+                        copy_async(place(n) + S::column(k) + i, from + S::column(k) + i);
+        }
+        copy_async_commit();
+    }
+    __device__ __forceinline__ void start() {
+        for (int ahead = 0; ahead < kDepth; ++ahead, next()) copy(blockIdx.x + static_cast<int64_t>(ahead) * gridDim.x);
+    }
+    __device__ __forceinline__ void next() {
+        slot = slot + 1 == kDepth ? 0 : slot + 1;
+    }
+    // Those behind the row's end are zeros.
+    __device__ __forceinline__ void read(int input, typename S::Bits& bits) const {
+#pragma unroll
+        for (int k = 0; k < S::kRuns; ++k)
+            bits[k] = S::column(k) < columns ? RunBits<T>::load(place(input) + S::column(k)) : RunBits<T>{};
+    }
+    __device__ __forceinline__ void wait() const {
+        copy_async_wait<kDepth - 1>();
+    }
+    // Into the place that has just been read.
+    __device__ __forceinline__ void refill(int64_t row) {
+        copy(row + static_cast<int64_t>(kDepth) * gridDim.x);
+        next();
+    }
+};
+
 template <class S, bool HasResidual>
-__global__ void __launch_bounds__(S::kThreads, S::kForwardBlocks)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     rms_forward_streamed(const __grid_constant__ RmsForwardArgs a) {
     using T = typename S::Type;
+    extern __shared__ __align__(16) unsigned char shared[];
     __shared__ float parts[2][S::kWarps];
+    RowRing<S, HasResidual ? 2 : 1> ring{{&a.x}, shared, a.rows, static_cast<int>(a.columns)};
+    if constexpr (HasResidual) ring.inputs[1] = &a.residual;
+    ring.start();
     float weight[S::kRuns][kRun];
-    typename S::Bits x, residual;
-    const auto load = [&](int64_t row) {
-        S::load(a.x, row, a.columns, x);
-        if constexpr (HasResidual) S::load(a.residual, row, a.columns, residual);
-    };
-    if constexpr (S::kAhead) load(blockIdx.x);
     S::load_weight(a.weight, a.columns, a.offset, weight);
     int turn = 0;
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
-        if constexpr (!S::kAhead) load(row);
+        ring.wait();
+        typename S::Bits x, residual;
+        ring.read(0, x);
+        if constexpr (HasResidual) ring.read(1, residual);
         float s[S::kRuns][kRun], squares = 0;
 #pragma unroll
         for (int k = 0; k < S::kRuns; ++k)
@@ -88,7 +133,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kForwardBlocks)
                 if constexpr (HasResidual) s[k][j] += residual[k].get(j);
                 squares += s[k][j] * s[k][j];
             }
-        if (S::kAhead && row + gridDim.x < a.rows) load(row + gridDim.x);
+        ring.refill(row);
         const auto write = [&](const RowElements& to, auto value) {
             T* start = reinterpret_cast<T*>(to.elements.base) + row * to.stride;
 #pragma unroll
@@ -109,35 +154,31 @@ __global__ void __launch_bounds__(S::kThreads, S::kForwardBlocks)
 
 // With dy; without one a backward is a copy and leaves nothing to sum.
 template <class S, bool HasSum>
-__global__ void __launch_bounds__(S::kThreads, S::kBackwardBlocks)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     rms_backward_streamed(const __grid_constant__ RmsBackwardArgs a) {
+    extern __shared__ __align__(16) unsigned char shared[];
     __shared__ float parts[2][S::kWarps];
-    float weight[S::kRuns][kRun], next_rstd = 0;
-    typename S::Bits next_s, next_dy, next_dsum;
-    const auto load = [&](int64_t row) {
-        S::load(a.s, row, a.columns, next_s);
-        S::load(a.dy, row, a.columns, next_dy);
-        if constexpr (HasSum) S::load(a.dsum, row, a.columns, next_dsum);
-        next_rstd = a.flat_rstd()[row];
-    };
-    if constexpr (S::kAhead) load(blockIdx.x);
+    RowRing<S, HasSum ? 3 : 2> ring{{&a.s, &a.dy}, shared, a.rows, static_cast<int>(a.columns)};
+    if constexpr (HasSum) ring.inputs[2] = &a.dsum;
+    ring.start();
+    float weight[S::kRuns][kRun], next_rstd = a.flat_rstd()[blockIdx.x];
     S::load_weight(a.weight, a.columns, a.offset, weight);
     int turn = 0;
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
-        if constexpr (!S::kAhead) load(row);
+        const float rstd = next_rstd;
+        if (row + gridDim.x < a.rows) next_rstd = a.flat_rstd()[row + gridDim.x];
+        ring.wait();
         typename S::Bits s, dy, dsum;
+        ring.read(0, s), ring.read(1, dy);
         float dot = 0;
 #pragma unroll
-        for (int k = 0; k < S::kRuns; ++k) {
-            s[k] = next_s[k], dy[k] = next_dy[k];
-            if constexpr (HasSum) dsum[k] = next_dsum[k];
+        for (int k = 0; k < S::kRuns; ++k)
 #pragma unroll
             for (int j = 0; j < kRun; ++j) dot += dy[k].get(j) * weight[k][j] * s[k].get(j);
-        }
-        const float rstd = next_rstd;
-        if (S::kAhead && row + gridDim.x < a.rows) load(row + gridDim.x);
+        if constexpr (!HasSum) ring.refill(row);
         dot = block_sum(dot, parts[turn]);
         const float shrink = rstd * rstd * rstd * dot / static_cast<float>(a.columns);
+        if constexpr (HasSum) ring.read(2, dsum), ring.refill(row);  // not before: registers
 #pragma unroll
         for (int k = 0; k < S::kRuns; ++k) {
             if (S::column(k) >= a.columns) continue;
@@ -157,13 +198,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kBackwardBlocks)
 }
 
 // As many blocks of a kernel as the device holds at a time. Asked once: on another GPU it is a matter of speed only.
-template <auto Kernel>
+template <auto Kernel, int Bytes>
 unsigned blocks_at_a_time(int threads, int64_t most) {
     static const int64_t blocks = [threads] {
         int device = 0, multiprocessors = 0, each = 0;
+        allow_shared_memory(Kernel, Bytes + 1024);  // static memory counts
         LC_CUDA(cudaGetDevice(&device));
         LC_CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-        LC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, Kernel, threads, 0));
+        LC_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, Kernel, threads, Bytes));
         return int64_t{multiprocessors} * each;
     }();
     return grid_x(std::min(blocks, most));
