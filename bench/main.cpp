@@ -7,6 +7,7 @@
 
 #include "bench/end_to_end.h"
 #include "bench/environment.h"
+#include "bench/ladder.h"
 #include "bench/ops.h"
 #include "bench/plot.h"
 #include "bench/report.h"
@@ -22,6 +23,7 @@ constexpr int kFailed = static_cast<int>(lc::ErrorKind::Internal), kMost = 1 << 
 struct Options {
     lc::bench::OpsOptions ops;
     lc::bench::EndToEndOptions e2e;
+    lc::bench::LadderOptions ladder;
     std::vector<std::filesystem::path> files;
     std::string command, svg;
     int status = 0;
@@ -83,6 +85,20 @@ void add_end_to_end(CLI::App& app, Options& options) {
     });
 }
 
+void add_ladder(CLI::App& app, Options& options) {
+    CLI::App& verb =
+        *app.add_subcommand("ladder", "attention forward from the formula to the library's kernels, on a GPU");
+    lc::bench::LadderOptions& o = options.ladder;
+    add_common(verb, o.device, o.dtype, o.out);
+    verb.add_option("--min-seconds", o.min_seconds, "measure each step at least this long")
+        ->check(CLI::Range(0.0, 3600.0))
+        ->capture_default_str();
+    verb.callback([&options] {
+        options.ladder.command = options.command;
+        options.status = lc::bench::run_ladder(options.ladder) == 0 ? 0 : kFailed;
+    });
+}
+
 void add_report(CLI::App& app, Options& options) {
     CLI::App& verb = *app.add_subcommand("report", "writes the tables of docs/performance.md to stdout");
     verb.add_option("files", options.files, "lines of results")->required();
@@ -118,6 +134,7 @@ int main(int argc, char** argv) {
     options.command = lc::bench::portable_command(argc, argv);
     add_ops(app, options);
     add_end_to_end(app, options);
+    add_ladder(app, options);
     add_report(app, options);
     add_plot(app, options);
     try {

@@ -1,0 +1,10 @@
+// The ladder of a build without CUDA.
+#include "bench/ladder/steps.h"
+
+namespace lc::bench {
+
+std::vector<Step> ladder_steps() {
+    return {};
+}
+
+}  // namespace lc::bench
