@@ -72,12 +72,20 @@ std::vector<Ledger::Block> GhostTape::hold(const std::vector<Workspace>& workspa
     std::vector<Ledger::Block> blocks;
     for (const Workspace& part : workspace)
         for (const int64_t bytes : part.buffers)
-            if (bytes > 0) blocks.push_back(ledger_.take(bytes, part.owner));
+            if (bytes > 0 && !part.brief) blocks.push_back(ledger_.take(bytes, part.owner));
     return blocks;
 }
 
+void GhostTape::pass_through(const std::vector<Workspace>& workspace) const {
+    for (const Workspace& part : workspace)
+        if (part.brief) hold({{part.owner, part.buffers}});
+}
+
 void GhostTape::run(Op op) {
-    hold(op.forward);
+    {
+        const std::vector<Ledger::Block> workspace = hold(op.forward);
+        pass_through(op.forward);
+    }
     if (!should_record(op.inputs) && !(recording_ && op.replay)) return;
     Node node{.workspace = std::move(op.backward), .passes = op.passes, .replay = std::move(op.replay)};
     for (const Ghost& input : op.inputs) node.inputs.push_back(input.gradient);
@@ -109,6 +117,7 @@ void GhostTape::run_backward(Node& node) {
         last->buffer = node.outputs[0]->buffer;
     else
         take_gradient(*last);
+    pass_through(node.workspace);
 }
 
 void GhostTape::unwind() {

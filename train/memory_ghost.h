@@ -97,10 +97,11 @@ struct Ghost {
     Ghost detached() const { return {block, numel, dtype, nullptr}; }
 };
 
-// Buffers that a kernel holds while it runs.
+// Buffers that a kernel holds while it runs; brief ones, of one of the kernels of an op, go before the next brief ones come.
 struct Workspace {
     Owner owner = Owner::transient;
     std::vector<int64_t> buffers;  // bytes
+    bool brief = false;
 };
 
 class GhostTape {
@@ -129,7 +130,7 @@ class GhostTape {
         std::vector<Ghost> inputs;                   // undefined ones are absent
         std::vector<Ghost> saved;                    // beside parameters, which are there anyway
         std::vector<Ghost*> outputs;                 // made before; get their gradients here when the op is recorded
-        std::vector<Workspace> forward, backward;    // held while the kernels run
+        std::vector<Workspace> forward, backward;    // held while the kernels run, or brief
         bool passes = false;                         // the last wanted input takes the output's gradient itself
         std::function<void(GhostGradient&)> replay;  // instead of a backward kernel: gets the output's gradient
     };
@@ -147,7 +148,8 @@ class GhostTape {
         bool passes = false;
         std::function<void(GhostGradient&)> replay;
     };
-    std::vector<Ledger::Block> hold(const std::vector<Workspace>& workspace) const;
+    std::vector<Ledger::Block> hold(const std::vector<Workspace>& workspace) const;  // all but brief ones
+    void pass_through(const std::vector<Workspace>& workspace) const;                // brief ones, one after the other
     void take_gradient(GhostGradient& gradient) const;
     void run_backward(Node& node);
     void unwind();

@@ -1,6 +1,5 @@
 // autograd/ops over ghosts: what each op allocates and its node keeps.
 #include <algorithm>
-#include <numeric>
 
 #include "kernels/lora_linear/lora_linear.h"
 #include "train/memory_rehearsal.h"
@@ -90,23 +89,19 @@ std::vector<Ghost> Rehearsal::lora_linear(const std::vector<const Projection*>& 
     }
     const int64_t width = static_cast<int64_t>(projections.size()) * kernels::lora_columns(call.rank);
     const Ghost low = tape_.make(rows_ * width, x.dtype);
-    const auto total = [](const Buffers& buffers) {
-        return std::accumulate(buffers.begin(), buffers.end(), int64_t{});
-    };
     const int64_t out = *std::max_element(call.outs.begin(), call.outs.end());
-    Buffers forward = lora_factors_workspace(call, device_), backward = forward;
-    const Buffers product = products(call.in, out, 0), gradients = lora_gradients_workspace(call, device_);
-    forward.insert(forward.end(), product.begin(), product.end());
-    const Buffers& larger = total(product) >= total(gradients) ? product : gradients;  // one after the other
-    backward.insert(backward.end(), larger.begin(), larger.end());
+    const Workspace product{Owner::products, products(call.in, out, 0), true};
+    const Workspace gradients{Owner::products, lora_gradients_workspace(call, device_), true};
+    const Buffers forward = lora_factors_workspace(call, device_);
+    Buffers backward = forward;
     backward.push_back(device_ == DeviceType::cpu ? rows_ * call.rank * size_of(x.dtype) : low.bytes());  // q
     std::vector<Ghost*> outputs;
     for (Ghost& i : y) outputs.push_back(&i);
     tape_.run({.inputs = inputs,
                .saved = {x, low},
                .outputs = outputs,
-               .forward = {{Owner::products, forward}},
-               .backward = {{Owner::products, backward}}});
+               .forward = {{Owner::products, forward}, product},
+               .backward = {{Owner::products, backward}, product, gradients}});
     return y;
 }
 
