@@ -79,7 +79,7 @@ int run_ladder(const LadderOptions& options) {
     const Target target{place.device, place.dtype, place.dtype};
     const Environment e = environment(target.device, options.command);
     const Roofline roofline = RooflineProbe(target.device, target.dtype).measure({.min_seconds = options.min_seconds});
-    fmt::print("{}; {}\n\n{:<20} {:<36} {:>12} {:>9} {:>8} {:>9}\n", e.machine, name_of(target.dtype), "op", "step",
+    fmt::print("{}; {}\n\n{:<20} {:<42} {:>12} {:>9} {:>8} {:>9}\n", e.machine, name_of(target.dtype), "op", "step",
                "us median", "TFLOP/s", "of roof", "x step 1");
     int failed = 0;
     for (const Course& course : kCourses) {
@@ -93,10 +93,10 @@ int run_ladder(const LadderOptions& options) {
                 const double us = line["us_median"].get<double>();
                 if (first_us == 0) first_us = us;
                 line["gain"] = first_us / us;
-                fmt::print("{:<20} {:<36} {:>12.1f} {:>9.1f} {:>7.1f}% {:>9.1f}\n", course.op, step.idea, us,
+                fmt::print("{:<20} {:<42} {:>12.1f} {:>9.1f} {:>7.1f}% {:>9.1f}\n", course.op, step.idea, us,
                            line["tflops"].get<double>(), 100 * line["roofline_frac"].get<double>(), first_us / us);
                 std::fflush(stdout);
-                line.update(e.fields);
+                line.update(e.fields), line.update(moment(target.device));
                 append_line(options.out, line);
             } catch (const Error& error) {
                 ++failed;

@@ -63,6 +63,7 @@ class Newest {
 
 using OpKey =
     std::tuple<std::string, std::string, std::string, int, std::string>;  // op, variant, dtype, phase, its name
+using LadderKey = std::tuple<std::string, std::string, std::string>;      // machine, op with its variant, step
 using StepKey = std::tuple<std::string, std::string, std::string, std::string, std::string, std::string>;
 
 std::string op_row(const OpKey& key, const JsonObject& line) {
@@ -79,6 +80,22 @@ std::string step_row(const StepKey& key, const JsonObject& line) {
                        number(line, "ms_per_step"), number(line, "peak_bytes") * 1e-9,
                        percent(line.find_double("mfu", 0, kAnything)),
                        percent(line.find_double("roofline_frac", 0, kAnything)), notes_of(line), origin_of(line));
+}
+
+std::string ladder_row(const LadderKey& key, const JsonObject& line) {
+    const auto& [machine, course, step] = key;
+    return fmt::format("| {} | {} | {} | {:.1f} | {:.1f} | {} | {:.1f} | {} |\n", machine, course, step,
+                       number(line, "us_median"), number(line, "tflops"), percent(number(line, "roofline_frac")),
+                       number(line, "gain"), origin_of(line));
+}
+
+std::string ladder_table(const Newest<LadderKey>& ladder) {
+    std::string text = "\n## Attention forward, from the formula to our kernels (`bench ladder`)\n\n";
+    text +=
+        "| device | op | step | us | TFLOP/s | of roofline | x step 1 | revision "
+        "|\n|---|---|---|--:|--:|--:|--:|---|\n";
+    for (const auto& [key, line] : ladder.rows()) text += ladder_row(key, line);
+    return text;
 }
 
 std::string op_table(const std::string& machine, const Newest<OpKey>& ops) {
@@ -104,6 +121,7 @@ std::string step_table(const Newest<StepKey>& steps) {
 std::string performance_report(const std::vector<io::Json>& lines, const std::string& made_with) {
     std::map<std::string, Newest<OpKey>> ops;
     Newest<StepKey> steps;
+    Newest<LadderKey> ladder;
     int64_t skipped = 0;
     for (size_t i = 0; i < lines.size(); ++i) {
         const JsonObject line(lines[i], fmt::format("result {}", i + 1));
@@ -117,6 +135,10 @@ std::string performance_report(const std::vector<io::Json>& lines, const std::st
             steps.put({machine_of(line), line.get_string("model"), line.get_string("stage"),
                        line.get_string("attention"), line.get_string("shape"), line.get_string("dtype")},
                       line);
+        } else if (kind == "ladder") {
+            ladder.put(
+                {machine_of(line), line.get_string("op") + " " + line.get_string("variant"), line.get_string("step")},
+                line);
         } else {
             ++skipped;
         }
@@ -132,6 +154,7 @@ std::string performance_report(const std::vector<io::Json>& lines, const std::st
         "GEMM rate.\n",
         made_with);
     if (!steps.rows().empty()) text += step_table(steps);
+    if (!ladder.rows().empty()) text += ladder_table(ladder);
     for (const auto& [machine, table] : ops) text += op_table(machine, table);
     return text;
 }

@@ -1,6 +1,7 @@
 #include "bench/ladder/steps.h"
 
 #include "kernels/common/cuda/hopper.h"
+#include "kernels/hybrid_attention/hybrid_fused.h"
 
 namespace lc::bench {
 namespace {
@@ -41,7 +42,9 @@ std::vector<Step> ladder_steps() {
         steps.push_back({s, "5 wgmma, TMA, roles (ours)", softmax(kernels::softmax_attention_forward_sm90)});
     steps.push_back({h, "1 a thread a row", hybrid(hybrid_naive)});
     steps.push_back({h, "2 a state instead of pairs", hybrid(hybrid_state)});
-    steps.push_back({h, "3 fused products (ours)", hybrid(kernels::hybrid_attention_forward)});
+    steps.push_back({h, "3 tensor cores, state in registers (ours)", hybrid(kernels::hybrid_fused_forward)});
+    if (kernels::hopper_applies({}))
+        steps.push_back({h, "4 wgmma, TMA, roles (ours)", hybrid(kernels::hybrid_fused_forward_sm90)});
     return steps;
 }
 

@@ -55,6 +55,28 @@ TEST(Report, HoldsARowAResult) {
     EXPECT_THAT(text, Not(HasSubstr("Whole steps")));
 }
 
+TEST(Report, KeepsTheStepsOfALadderInOrder) {
+    const auto step = [](const char* idea, double us, double gain) -> io::Json {
+        return {{"kind", "ladder"},
+                {"op", "hybrid_attention"},
+                {"variant", "b8"},
+                {"step", idea},
+                {"us_median", us},
+                {"tflops", 415.25},
+                {"roofline_frac", 0.61},
+                {"gain", gain},
+                {"gpu", "GPU A"},
+                {"revision", "abc123"},
+                {"utc", "2026-01-02T03:04:05Z"}};
+    };
+    const std::string text = report({step("2 states", 100, 10), step("1 rows", 1000, 1)});
+    EXPECT_THAT(
+        text,
+        HasSubstr(
+            "| GPU A | hybrid_attention b8 | 1 rows | 1000.0 | 415.2 | 61.0 % | 1.0 | abc123 (2026-01-02) |\n"
+            "| GPU A | hybrid_attention b8 | 2 states | 100.0 | 415.2 | 61.0 % | 10.0 | abc123 (2026-01-02) |\n"));
+}
+
 TEST(Report, TakesTheNewestLineInAnyOrder) {
     const io::Json early = op_line("a", "forward", 10, "2026-01-02T03:04:05Z");
     const io::Json late = op_line("a", "forward", 20, "2026-01-03T00:00:00Z");
