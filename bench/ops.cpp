@@ -98,7 +98,7 @@ std::vector<Result> time_case(const OpCase& c, const Target& target, const Plan&
 }
 
 std::string shapes_of(const OpCase& c) {
-    constexpr size_t kShown = 8;  // an optimizer has hundreds
+    constexpr size_t kShown = 16;  // an optimizer has hundreds
     std::string text;
     for (size_t i = 0; i < std::min(kShown, c.inputs.size()); ++i)
         text += fmt::format("{}{}{}", i ? " " : "", c.inputs[i].name, c.inputs[i].shape);
