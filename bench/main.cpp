@@ -11,6 +11,7 @@
 #include "bench/ops.h"
 #include "bench/plot.h"
 #include "bench/report.h"
+#include "bench/targets.h"
 #include "core/check.h"
 #include "core/log.h"
 #include "core/parallel.h"
@@ -25,7 +26,7 @@ struct Options {
     lc::bench::EndToEndOptions e2e;
     lc::bench::LadderOptions ladder;
     std::vector<std::filesystem::path> files;
-    std::string command, svg;
+    std::string command, svg, targets;
     int status = 0;
 };
 
@@ -102,8 +103,14 @@ void add_ladder(CLI::App& app, Options& options) {
 void add_report(CLI::App& app, Options& options) {
     CLI::App& verb = *app.add_subcommand("report", "writes the tables of docs/performance.md to stdout");
     verb.add_option("files", options.files, "lines of results")->required();
+    verb.add_option("--targets", options.targets,
+                    "a file of targets (bench/targets.h): how far the results are from them");
     verb.callback([&options] {
-        const std::string text = lc::bench::performance_report(lc::bench::read_lines(options.files), options.command);
+        const std::vector<lc::io::Json> lines = lc::bench::read_lines(options.files);
+        std::string targets;
+        if (!options.targets.empty())
+            targets = lc::bench::targets_table(lc::io::read_json_file(options.targets), options.targets, lines);
+        const std::string text = lc::bench::performance_report(lines, options.command, targets);
         std::fwrite(text.data(), 1, text.size(), stdout);
     });
 }

@@ -118,7 +118,8 @@ std::string step_table(const Newest<StepKey>& steps) {
 
 }  // namespace
 
-std::string performance_report(const std::vector<io::Json>& lines, const std::string& made_with) {
+std::string performance_report(const std::vector<io::Json>& lines, const std::string& made_with,
+                               const std::string& before) {
     std::map<std::string, Newest<OpKey>> ops;
     Newest<StepKey> steps;
     Newest<LadderKey> ladder;
@@ -153,6 +154,7 @@ std::string performance_report(const std::vector<io::Json>& lines, const std::st
         "the measured "
         "GEMM rate.\n",
         made_with);
+    text += before;
     if (!steps.rows().empty()) text += step_table(steps);
     if (!ladder.rows().empty()) text += ladder_table(ladder);
     for (const auto& [machine, table] : ops) text += op_table(machine, table);
