@@ -14,6 +14,8 @@
 namespace lc::kernels {
 namespace {
 
+#define LC_CUBLAS_SCALES_ROWS (CUBLAS_VERSION >= 120900)  // CUDA 12.9
+
 constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
 
 void check(cublasStatus_t status, const char* what) {
@@ -21,6 +23,7 @@ void check(cublasStatus_t status, const char* what) {
 }
 
 cudaDataType_t cuda_type(DType dtype) {
+    if (dtype == DType::u8) return CUDA_R_8F_E4M3;
     LC_CHECK(dtype == DType::f32 || dtype == DType::bf16, "gemm: CUDA computes in f32 and bf16, got {}",
              name_of(dtype));
     return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
@@ -147,11 +150,20 @@ void clear_result(const CudaGemm& g, Stream stream) {
 
 }  // namespace
 
+bool gemm_takes_codes(Device device) {
+    int major = 0, minor = 0;
+    LC_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index));
+    LC_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index));
+    return LC_CUBLAS_SCALES_ROWS && major == 9 && minor == 0;
+}
+
 void gemm(const CudaGemm& g, Stream stream) {
     if (g.m == 0 || g.n == 0 || g.batch == 0) return;
     if (g.k == 0 && !g.bias) return scale_by_beta(g, stream);
     LC_CHECK(g.k > 0, "gemm: a product over nothing with a bias is not supported");
     LC_CHECK(!g.addend || g.batch == 1, "gemm: an addend in a batch of {}", g.batch);
+    LC_CHECK((g.dtype == DType::u8) == (g.scale_a != nullptr && g.scale_b != nullptr),
+             "gemm: codes come with scales of rows and columns, other numbers without");
     if (clears_results() && g.beta == 0) clear_result(g, stream);
     const ProfileZone zone("gemm", 2.0 * static_cast<double>(g.m * g.n) * static_cast<double>(g.k * g.batch));
     const cublasLtHandle_t handle = handle_for(stream.device.index);
@@ -169,6 +181,15 @@ void gemm(const CudaGemm& g, Stream stream) {
         set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
         set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(g.c_dtype));
     }
+#if LC_CUBLAS_SCALES_ROWS
+    if (g.dtype == DType::u8) {  // A and B change places
+        set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
+        for (const auto what : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
+            set(what, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+        set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, g.scale_b);
+        set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, g.scale_a);
+    }
+#endif
     const bool ta = g.op_a == Op::Transpose, tb = g.op_b == Op::Transpose;
     MatrixLayout a, b, c, d;
     set_layout(a, g.dtype, ta ? g.k : g.m, ta ? g.m : g.k, g.lda, g.batch, g.stride_a);

@@ -2,8 +2,10 @@
 //
 //   C[M,N] = alpha * op(A)[M,K] op(B)[K,N] + beta * C       op(X) = X or X^T; row-major; ld = elements from row to row
 //
-// f32 (TF32 is off) or bf16 inputs; accumulation is f32; C is the inputs' dtype or f32. beta = 0 never reads C. `batch` products
-// of one shape lie `stride_*` elements apart. Workspace comes from the caching allocator; the algorithm of a shape is chosen
+// f32 (TF32 is off) or bf16 inputs; accumulation is f32; C is the inputs' dtype or f32. Or e4m3 codes (kernels/weight_code) with a
+// scale for each row of A and column of op(B), on compute capability 9.0: A as it lies, B transposed, C bf16, K and ld multiples of 16; their
+// sums are kept to some 14 bits between the tensor core's steps of 32. beta = 0 never reads C. `batch` products of one shape lie
+// `stride_*` elements apart. Workspace comes from the caching allocator; the algorithm of a shape is chosen
 // once and kept, so two runs on one machine give the same bits.
 #pragma once
 #include "core/device.h"
@@ -23,7 +25,9 @@ struct CudaGemm {
     float beta = 0;
     void* c = nullptr;  // [M,N]
     int64_t ldc = 0;
-    DType dtype = DType::f32;    // of A and B
+    DType dtype = DType::f32;    // of A and B; u8: codes
+    const float* scale_a = nullptr;  // [M], codes only
+    const float* scale_b = nullptr;  // [N], codes only
     DType c_dtype = DType::f32;  // of C
     const void* bias = nullptr;  // [N], dtype of C: added to every row of C
     const void* addend = nullptr;  // [M,N], dtype of C: read in C's place where beta counts, so that C = ... + beta * addend
@@ -31,5 +35,6 @@ struct CudaGemm {
     int64_t batch = 1, stride_a = 0, stride_b = 0, stride_c = 0;
 };
 void gemm(const CudaGemm& args, Stream stream);
+bool gemm_takes_codes(Device device);  // whether this device multiplies codes
 
 }  // namespace lc::kernels
