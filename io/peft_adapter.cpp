@@ -18,21 +18,29 @@ constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kHashKey = "base_model_hash";
 constexpr std::string_view kPrefix = "base_model.model.model.";
 
-// Options that change what the tensors mean: absent, null, false or empty, or the adapter is refused.
-constexpr const char* kRefused[] = {
-    "use_dora",
-    "use_rslora",
-    "use_qalora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "megatron_config",
-    "trainable_token_indices",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
+// What is read below, and what says nothing about the function that the tensors are: provenance, how training began or stored its
+// activations, settings of options that are refused where they are on. Any other option, known to us or not, must be off.
+constexpr std::string_view kUnderstood[] = {
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "init_lora_weights",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "layers_pattern",
+    "megatron_core",
+    "eva_config",
+    "velora_config",
+    "qalora_group_size",
+    "ensure_weight_tying",
+    "merge_weights",
 };
 
 bool is_off(const Json& value) {
@@ -41,21 +49,19 @@ bool is_off(const Json& value) {
 }
 
 void refuse_options(const JsonObject& json) {
-    for (const char* key : kRefused) {
-        const Json* value = json.find(key);
-        LC_REQUIRE(BadInput, value == nullptr || is_off(*value),
-                   "{}: key '{}': {} is not supported, and to ignore it would load a wrong model", json.source(), key,
-                   describe(*value));
-    }
+    for (const auto& [key, value] : json.json().items())
+        LC_REQUIRE(BadInput, std::ranges::count(kUnderstood, key) == 1 || is_off(value),
+                   "{}: key '{}': {} is not supported, and to ignore it would load a wrong model", json.source(),
+                   printable(key), describe(value));
     if (json.find_string("bias").value_or("none") != "none") json.fail_key("bias", "\"none\"");
-    // These initialisations subtract something from the base weights, so the pair alone is not the adapter.
+    // Other initialisations (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) take something from the base weights: the pair alone is not the
+    // adapter.
     const Json* init = json.find("init_lora_weights");
-    if (init == nullptr || !init->is_string()) return;
-    const auto& name = init->get_ref<const std::string&>();
-    for (const char* changed : {"pissa", "olora", "loftq", "corda"})
-        LC_REQUIRE(BadInput, !name.starts_with(changed),
-                   "{}: key 'init_lora_weights': {} changes the base model and is not supported", json.source(),
-                   describe(*init));
+    if (init == nullptr || init->is_boolean()) return;
+    constexpr std::string_view kHarmless[] = {"gaussian", "eva", "orthogonal", "mica"};
+    LC_REQUIRE(BadInput, init->is_string() && std::ranges::count(kHarmless, init->get_ref<const std::string&>()) == 1,
+               "{}: key 'init_lora_weights': {} may change the base model and is not supported", json.source(),
+               describe(*init));
 }
 
 PeftAdapter read_config(const fs::path& path, OpenOptions options) {

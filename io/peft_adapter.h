@@ -27,8 +27,8 @@ struct PeftAdapter {
 };
 
 // The pairs are f32 whatever the file holds. Throws BadInput naming file and key or tensor: when a file is missing (a
-// pickled adapter_model.bin is never opened), when an option is set that we do not apply (DoRA, rank patterns, rslora,
-// trained biases or whole modules, ...), for a tensor that belongs to no pair or a pair without one half, for shapes
+// pickled adapter_model.bin is never opened), when an option is set that we do not apply or do not know (DoRA, rank patterns,
+// rslora, chosen layers, trained biases or whole modules, ...), for a tensor that belongs to no pair or a pair without one half, for shapes
 // that do not fit `r`, and for non-finite values. Whether the modules fit a model is the caller's to check.
 PeftAdapter read_peft_adapter(const std::filesystem::path& directory, OpenOptions options = {});
 

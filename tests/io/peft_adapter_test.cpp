@@ -95,6 +95,25 @@ TEST(PeftAdapterMalformed, Config) {
         {R"("rank_pattern": {"q_proj": 4})", {"'rank_pattern'"}},
         {R"("alpha_pattern": {"q_proj": 4})", {"'alpha_pattern'"}},
         {R"("init_lora_weights": "pissa_niter_4")", {"'init_lora_weights'", "pissa"}},
+        {R"("init_lora_weights": "lora_ga")", {"'init_lora_weights'", "lora_ga"}},
+        {R"("init_lora_weights": 1)", {"'init_lora_weights'", "1"}},
+        {R"("layers_to_transform": [0])", {"'layers_to_transform'"}},
+        {R"("layers_to_transform": 0)", {"'layers_to_transform'"}},
+        {R"("exclude_modules": ["q_proj"])", {"'exclude_modules'"}},
+        {R"("exclude_modules": ".*11.*")", {"'exclude_modules'"}},
+        {R"("megatron_config": {"tp": 2})", {"'megatron_config'"}},
+        {R"("trainable_token_indices": [1])", {"'trainable_token_indices'"}},
+        {R"("loftq_config": {"loftq_bits": 4})", {"'loftq_config'"}},
+        {R"("corda_config": {"corda_method": "ipm"})", {"'corda_config'"}},
+        {R"("lora_ga_config": {"direction": "ArB2r"})", {"'lora_ga_config'"}},
+        {R"("monteclora_config": {"n": 4})", {"'monteclora_config'"}},
+        {R"("kasa_config": {"beta": 1})", {"'kasa_config'"}},
+        {R"("alora_invocation_tokens": [1, 2])", {"'alora_invocation_tokens'"}},
+        {R"("use_qalora": true)", {"'use_qalora'"}},
+        {R"("target_parameters": ["mlp.experts.gate_up_proj"])", {"'target_parameters'"}},
+        {R"("use_bdlora": {"nblocks": 2})", {"'use_bdlora'"}},
+        {R"("arrow_config": {"top_k": 3})", {"'arrow_config'"}},
+        {R"("an_option_of_tomorrow": 1)", {"'an_option_of_tomorrow'", "not supported"}},
     };
     for (const auto& [change, says] : cases) {
         SCOPED_TRACE(change);
@@ -106,6 +125,19 @@ TEST(PeftAdapterMalformed, Config) {
         all.push_back((dir / "adapter_config.json").string());
         expect_refused([&] { read_peft_adapter(dir.path()); }, all);
     }
+}
+
+// Options that say where an adapter comes from or how it was trained; those of newer versions that are off.
+TEST(PeftAdapter, OptionsWithoutMeaningForTheFunction) {
+    const ScratchDir dir;
+    Json config = good_config();
+    config.update(parse_json(R"({"auto_mapping": {"base_model_class": "LlamaForCausalLM"}, "peft_version": "0.21.2",
+        "revision": "main", "layers_pattern": "layers", "megatron_core": "megatron.core", "eva_config": {"rho": 2},
+        "velora_config": {"groups": 8}, "qalora_group_size": 16, "ensure_weight_tying": true, "merge_weights": true,
+        "init_lora_weights": "gaussian", "loftq_config": {}, "an_option_of_tomorrow": false, "another": null})",
+                             "change"));
+    write(dir, config, good_tensors());
+    EXPECT_EQ(read_peft_adapter(dir.path()).modules.size(), 2u);
 }
 
 TEST(PeftAdapterMalformed, Tensors) {
