@@ -1,7 +1,10 @@
 """Our programs against transformers and PEFT, on tiny random models of every family. README.md says how to run it."""
 
 import argparse
+import datetime
+import functools
 import json
+import multiprocessing
 import pathlib
 import platform
 import shutil
@@ -26,6 +29,14 @@ TOKENIZER = ROOT / "tests/golden/tokenizer/byte_level.json"
 LENGTH = 96  # tokens whose logits are compared: longer than the windows
 NEW = 24  # tokens of a greedy continuation
 TOLERANCE = 1e-4  # of f32 logits, whose size is about 1 to 5
+NARROW = 0.05  # of bf16 logits, relative to the largest: some thirty roundings to 8 bits
+
+# Options of PEFT's LoraConfig that we apply, and those that we need not: every other one is refused where it is on.
+APPLIED = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "base_model_name_or_path"}
+HARMLESS = {
+    "auto_mapping", "peft_version", "revision", "inference_mode", "layers_pattern", "megatron_core", "eva_config",
+    "velora_config", "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
 
 ATTENTIONS = {
     "terraced": ["--attention", "hybrid", "--window-kind", "terraced", "--window-size", "8", "--softmax-layers", "1"],
@@ -47,8 +58,9 @@ def load(directory, dtype=torch.float32):
 
 
 class Suite:
-    def __init__(self, binaries, work):
-        self.binaries, self.work = binaries, work
+    def __init__(self, binaries, work, device):
+        self.binaries, self.work, self.device = binaries, work, device
+        self.work.mkdir(parents=True, exist_ok=True)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(TOKENIZER))
         self.text = work / "text.txt"
         self.text.write_text(text_of(4000))
@@ -63,6 +75,9 @@ class Suite:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         return done.stdout
 
+    def place(self, dtype):
+        return ["--device", self.device, "--dtype", dtype, "--threads", 1]
+
     def expect(self, condition, what):
         self.checks += 1
         if not condition:
@@ -75,10 +90,10 @@ class Suite:
             self.worst[what] = (difference, family)
         self.expect(difference < tolerance, f"{family}: {what}: {difference:.2e}")
 
-    def our_logits(self, model, run=None, *more):
+    def our_logits(self, model, run=None, *more, dtype="f32"):
         out = self.work / "logits.safetensors"
         words = ["--model", model, "--text", self.text, "--seq-len", LENGTH, "--limit-chars", 2000, "--logits", out]
-        self.run("train_lolcats", "perplexity", *words, *(["--run", run] if run else []), "--threads", 1, *more)
+        self.run("train_lolcats", "perplexity", *words, *(["--run", run] if run else []), *self.place(dtype), *more)
         tensors = safetensors.torch.load_file(out)
         assert tensors["ids"].tolist() == self.ids[:LENGTH], "the two tokenizers differ"
         return tensors["logits"]
@@ -100,8 +115,8 @@ class Suite:
         self.expect_near(self.our_logits(directory), self.logits_of(model), "f32 logits", family)
         prompt = self.tokenizer.decode(self.ids[:30])
         encoded = self.tokenizer.encode(prompt).ids
-        words = ["--prompt", prompt, "--greedy", "--ignore-eos", "--max-new-tokens", NEW, "--json", "--threads", 1]
-        result = json.loads(self.run("gen_lolcats", "--model", directory, *words, "--prefill-chunk", 8))
+        words = ["--prompt", prompt, "--greedy", "--ignore-eos", "--max-new-tokens", NEW, "--json", "--prefill-chunk", 8]
+        result = json.loads(self.run("gen_lolcats", "--model", directory, *words, *self.place("f32")))
         with torch.no_grad():
             theirs = model.generate(torch.tensor([encoded]), do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW)
         self.expect(result["prompt_ids"] == encoded, f"{family}: prompt ids")
@@ -118,39 +133,54 @@ class Suite:
             if dtype == torch.bfloat16:  # how far their bf16 computation is from the same model in f32
                 narrow = self.logits_of(load(directory, dtype))
                 scale = ours.abs().max().item()
-                self.expect_near(narrow / scale, ours / scale, "their bf16 computation, relative", family, 0.05)
+                self.expect_near(narrow / scale, ours / scale, "their bf16 computation, relative", family, NARROW)
+                if self.device != "cpu":
+                    narrow = self.our_logits(directory, dtype="bf16")
+                    self.expect_near(narrow / scale, ours / scale, "our bf16 computation, relative", family, NARROW)
             shutil.rmtree(directory)
 
+    def linearize(self, family, directory, attention, dtype):
+        """Both stages and a text; returns the run and its logits."""
+        run = self.work / f"{family}-{attention}"
+        self.run(
+            "train_lolcats", "linearize", "--model", directory, "--data", self.text, "--data-limit", 1,
+            "--data-format", "text", "--seq-len", 32, "--validation-chunks", 2, "--transfer-steps", 3,
+            "--finetune-steps", 8, "--accumulate", 2, "--lora-rank", 2, "--finetune-lr", 0.005, "--eval-every", 0,
+            "--save-every", 0, "--out", run, *self.place(dtype), *ATTENTIONS[attention],
+        )  # fmt: skip
+        words = ["--prompt", "once upon", "--greedy", "--ignore-eos", "--max-new-tokens", 12, "--json"]
+        result = json.loads(self.run("gen_lolcats", "--model", directory, "--run", run, *words, *self.place(dtype)))
+        self.expect(len(result["ids"]) == 12, f"{family}: {attention}: 12 new tokens in {dtype}")
+        logits = self.our_logits(directory, run, dtype=dtype)
+        self.expect(bool(logits.isfinite().all()), f"{family}: {attention}: finite logits in {dtype}")
+        return run, logits
+
     def linearized(self, family, directory):
-        for name, words in ATTENTIONS.items():
-            run = self.work / f"{family}-{name}"
-            self.run(
-                "train_lolcats", "linearize", "--model", directory, "--data", self.text, "--data-limit", 1,
-                "--data-format", "text", "--seq-len", 32, "--validation-chunks", 2, "--transfer-steps", 3,
-                "--finetune-steps", 8, "--accumulate", 2, "--lora-rank", 2, "--finetune-lr", 0.005, "--eval-every", 0,
-                "--save-every", 0, "--threads", 1, "--out", run, *words,
-            )  # fmt: skip
-            words = ["--prompt", "once upon", "--greedy", "--ignore-eos", "--max-new-tokens", 12, "--json"]
-            result = json.loads(self.run("gen_lolcats", "--model", directory, "--run", run, *words, "--threads", 1))
-            self.expect(len(result["ids"]) == 12, f"{family}: {name}: 12 new tokens")
-            self.expect(bool(self.our_logits(directory, run).isfinite().all()), f"{family}: {name}: finite logits")
+        base = self.logits_of(families.build(family))
+        for name in ATTENTIONS:
+            run, ours = self.linearize(family, directory, name, "f32")
             merged = self.work / f"{family}-{name}-merged"
             self.run("train_lolcats", "export", "--model", directory, "--run", run, "--out", merged, "--merged")
-            self.expect_near(
-                self.our_logits(merged), self.our_logits(directory, run), "merged export and base with run", family
-            )
+            ours_merged = self.our_logits(merged)
+            self.expect_near(ours_merged, ours, "merged export and base with run", family)
             if name != "softmax":
                 theirs = self.logits_of(load_in_transformers.load(merged))
-                self.expect_near(self.our_logits(merged), theirs, f"{name} attention, docs/load_in_transformers.py", family)
+                self.expect_near(ours_merged, theirs, f"{name} attention, docs/load_in_transformers.py", family)
             model = peft.PeftModel.from_pretrained(families.build(family), run).eval()
             adapted = self.logits_of(model)
-            base = self.logits_of(families.build(family))
             self.expect((adapted - base).abs().max() > 1e-3, f"{family}: {name}: the adapter changes something")
             if name == "softmax":  # the same function on both sides
-                self.expect_near(self.our_logits(directory, run), adapted, "our adapter in PEFT", family)
-                self.expect_near(self.our_logits(merged), adapted, "merged export, ours and PEFT's base", family)
+                self.expect_near(ours, adapted, "our adapter in PEFT", family)
+                self.expect_near(ours_merged, adapted, "merged export, ours and PEFT's base", family)
             self.expect_near(self.logits_of(load(merged)), adapted, "merged export in transformers", family)
             shutil.rmtree(merged), shutil.rmtree(run)
+            if self.device != "cpu":
+                run, narrow = self.linearize(family, directory, name, "bf16")
+                wide = self.our_logits(directory, run)
+                scale = wide.abs().max().item()
+                what = f"{name} attention trained and computed in bf16, relative"
+                self.expect_near(narrow / scale, wide / scale, what, family, NARROW)
+                shutil.rmtree(run)
 
     def theirs(self, family, directory):
         """An adapter that PEFT made, read by us."""
@@ -168,12 +198,33 @@ class Suite:
             self.expect_near(self.our_logits(directory, adapter), self.logits_of(model), "PEFT's adapter in ours", family)
             shutil.rmtree(adapter)
 
+    def options(self, family, directory):
+        """Every option of PEFT: applied, without meaning for what an adapter computes, or refused by its name."""
+        adapter = self.work / f"{family}-options"
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        config = peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM")
+        peft.get_peft_model(families.build(family), config).save_pretrained(adapter)
+        path = adapter / "adapter_config.json"
+        saved = json.loads(path.read_text())
+        for option in saved.keys() - APPLIED:
+            value = {"bias": "all", "init_lora_weights": "pissa"}.get(option, True)
+            path.write_text(json.dumps(saved | {option: value}))
+            try:
+                self.our_logits(directory, adapter)
+                self.expect(option in HARMLESS, f"{family}: PEFT's option {option} is refused")
+            except RuntimeError as error:
+                refused = f"'{option}'" in str(error) and option not in HARMLESS
+                self.expect(refused, f"{family}: PEFT's option {option} is refused by its name: {error}")
+        shutil.rmtree(adapter)
+
     def family(self, name):
         model = families.build(name)
         directory = self.base(name, model)
         self.narrow(name)
         self.linearized(name, directory)
         self.theirs(name, directory)
+        if name == "llama2":
+            self.options(name, directory)
         if name == "mistral_v01":
             config = families.config_of(name)
             config.sliding_window = None
@@ -182,46 +233,66 @@ class Suite:
             self.expect_near(ours, self.logits_of(full), "--ignore-sliding-window", name)
         shutil.rmtree(directory)
 
-    def summary(self, seconds, names):
-        lines = [
-            "# What models.py found last",
-            "",
-            f"- {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-            f"transformers {transformers.__version__}, peft {peft.__version__}, tokenizers {tokenizers.__version__}, "
-            f"safetensors {safetensors.__version__}",
-            f"- {len(names)} models: {', '.join(names)}",
-            f"- {self.checks} checks, {len(self.failures)} failed, {seconds:.0f} s",
-            "",
-            "| compared | largest difference | of |",
-            "| --- | --- | --- |",
-        ]
-        lines += [f"| {what} | {value:.1e} | {family} |" for what, (value, family) in self.worst.items()]
-        return "\n".join(lines) + "\n"
+
+def run_family(options, name):
+    torch.set_num_threads(1)
+    suite = Suite(options.bin, options.work / f"work-{name}", options.device)
+    try:
+        suite.family(name)
+    except Exception as error:  # a program that refused, say: the other families go on
+        suite.expect(False, f"{name}: {type(error).__name__}: {error}")
+    shutil.rmtree(suite.work)
+    return name, suite.checks, suite.failures, suite.worst
+
+
+def summary(options, results, seconds):
+    worst = {}  # what -> (difference, family)
+    for _, _, _, of_family in results:
+        for what, found in of_family.items():
+            worst[what] = max(worst.get(what, found), found)
+    names, checks = ", ".join(name for name, *_ in results), sum(checks for _, checks, *_ in results)
+    lines = [
+        f"# What models.py found last on {options.where}",
+        "",
+        f"- {datetime.date.today()}, our programs at {options.revision}, f32 unless it says bf16",
+        f"- {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, peft {peft.__version__}, tokenizers {tokenizers.__version__}, "
+        f"safetensors {safetensors.__version__}",
+        f"- {len(results)} models: {names}",
+        f"- {checks} checks, {sum(len(failures) for _, _, failures, _ in results)} failed, {seconds:.0f} s",
+        "",
+        "| compared | largest difference | of |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| {what} | {value:.1e} | {family} |" for what, (value, family) in worst.items()]
+    return "\n".join(lines) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=pathlib.Path, required=True, help="folder of train_lolcats and gen_lolcats")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for models and runs")
+    parser.add_argument("--device", default="cpu", help="of our programs: cpu, cuda or cuda:N; a GPU adds checks of bf16")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--only", nargs="*", choices=families.CONFIGS, help="these models alone")
     parser.add_argument("--summary", type=pathlib.Path, help="file for the summary")
+    parser.add_argument("--revision", default="an unnamed revision", help="for the summary: what --bin was built from")
+    parser.add_argument("--where", default="a CPU", help="for the summary: the device")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    suite = Suite(options.bin, options.work)
     names, start = options.only or list(families.CONFIGS), time.time()
-    for name in names:
-        before = suite.checks
-        suite.family(name)
-        print(f"{name:16} {suite.checks - before} checks", flush=True)
-    text = suite.summary(time.time() - start, names)
+    results = []
+    with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
+        for result in pool.imap_unordered(functools.partial(run_family, options), names):
+            print(f"{result[0]:16} {result[1]} checks, {len(result[2])} failed, {time.time() - start:.0f} s", flush=True)
+            results.append(result)
+    results.sort(key=lambda result: names.index(result[0]))
+    text = summary(options, results, time.time() - start)
     print(text)
     if options.summary:
         options.summary.write_text(text)
-    print(f"{suite.checks - len(suite.failures)} passed, {len(suite.failures)} failed")
-    return 1 if suite.failures else 0
+    return 1 if any(failures for _, _, failures, _ in results) else 0
 
 
 if __name__ == "__main__":
