@@ -81,20 +81,20 @@ Activation read_activation(const JsonObject& json, const BlockConfig& block) {
     return Activation::gelu_tanh;
 }
 
-// At the top level or in a rope object; families that rotate whole heads refuse any other fraction.
+// At the top level or in a rope object; families that rotate whole heads refuse any other fraction. Where transformers 5 writes
+// `rope_parameters` it may leave a default of its own at the top level, which it does not read itself.
 double read_rotary_fraction(const JsonObject& json, double of_family) {
     constexpr const char* kKey = "partial_rotary_factor";
-    std::optional<double> fraction;
-    for (const auto& object :
-         {std::optional(json), json.find_object("rope_scaling"), json.find_object("rope_parameters")}) {
+    const auto in = [&](const std::optional<JsonObject>& object) {
         const auto here = object ? object->find_double(kKey, 0, 1) : std::nullopt;
-        if (!here) continue;
-        if (of_family == 1 && *here != 1) object->fail_key(kKey, "1 (nothing else is supported)");
-        if (fraction && *fraction != *here)
-            object->fail_key(kKey, fmt::format("as elsewhere in this file, {}", *fraction));
-        fraction = here;
-    }
-    return fraction.value_or(of_family);
+        if (here && of_family == 1 && *here != 1) object->fail_key(kKey, "1 (nothing else is supported)");
+        return here;
+    };
+    const auto top = in(json), scaling = in(json.find_object("rope_scaling")),
+               parameters = in(json.find_object("rope_parameters"));
+    if (parameters) return *parameters;
+    if (top && scaling && *top != *scaling) json.fail_key(kKey, fmt::format("as in rope_scaling, {}", *scaling));
+    return top.value_or(scaling.value_or(of_family));
 }
 
 }  // namespace

@@ -144,6 +144,12 @@ TEST(HfConfig, Families) {
               128);
 
     const HfConfig phi2 = parse_hf_config(phi(R"("partial_rotary_factor": 0.4)"), "a");
+    const HfConfig of_v5 = parse_hf_config(phi(R"("partial_rotary_factor": 0.5, "rope_parameters":
+                                                  {"rope_type": "default", "rope_theta": 1e4,
+                                                   "partial_rotary_factor": 0.4})",
+                                               {"rope_theta", "rope_scaling"}),
+                                           "a");
+    EXPECT_EQ(of_v5.block.rotary_fraction, 0.4);
     EXPECT_EQ(phi2.head_dim, 80);
     EXPECT_EQ(phi2.num_key_value_heads, 32);
     EXPECT_EQ(phi2.block.norm, NormKind::layer);
@@ -302,6 +308,11 @@ const std::vector<Case>& malformed() {
             "partial_rotary_factor": 0.01)",
          {},
          {"'partial_rotary_factor'", "0.01", "128"}},
+        {R"("architectures": ["PhiForCausalLM"], "model_type": "phi", "hidden_act": "gelu_new", "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5, "rope_scaling": {"rope_type": "linear", "factor": 2,
+            "partial_rotary_factor": 0.25})",
+         {},
+         {"'partial_rotary_factor'", "0.25", "0.5"}},
         {R"("architectures": ["PhiForCausalLM"], "model_type": "phi", "hidden_act": "gelu", "layer_norm_eps": 1e-5)",
          {},
          {"'hidden_act'", "gelu_new"}},
