@@ -152,3 +152,9 @@ def config_of(family):
 def build(family, dtype=torch.float32):
     config = config_of(family)
     return fill(transformers.AutoModelForCausalLM.from_config(config).to(dtype))
+
+
+def text_of(words):
+    vocabulary = "once upon a time there was a fox . it ran away , over the hill and into the old wood , where nobody".split()
+    picks = (uniform("text", words) + 1) / 2 * len(vocabulary)
+    return " ".join(vocabulary[int(pick)] for pick in picks)
