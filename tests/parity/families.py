@@ -30,6 +30,10 @@ def uniform(name, count):
     return (x >> numpy.uint32(9)).astype(numpy.float64) / 2**22 - 1
 
 
+def tensor(name, shape):
+    return torch.from_numpy(uniform(name, int(numpy.prod(shape)))).reshape(shape)
+
+
 def scale_and_shift(name, shape, tied, gemma):
     if len(shape) == 2:
         if name == "model.embed_tokens.weight":  # small where it is the head too: else every token predicts itself
@@ -46,8 +50,7 @@ def fill(model):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale, shift = scale_and_shift(name, tuple(parameter.shape), tied, gemma)
-            values = uniform(name, parameter.numel()) * scale + shift
-            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+            parameter.copy_(tensor(name, parameter.shape) * scale + shift)
     return model.eval()
 
 

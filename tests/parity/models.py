@@ -43,6 +43,27 @@ def load(directory, dtype=torch.float32):
     return auto.from_pretrained(directory, dtype=dtype, attn_implementation="eager").eval()
 
 
+def authors_maps(config, prefix):
+    state, heads, dim = {}, config.num_attention_heads, config.head_dim
+    for layer in range(config.num_hidden_layers):
+        name = f"{prefix}layers.{layer}.self_attn."
+        shapes = {"window_factors": (1, heads, 1, 1)}
+        shapes |= {f"feature_map_{which}.mlp.layer": (heads, dim, dim // 2) for which in "qk"}
+        state |= {name + key: families.tensor(name + key, shape).bfloat16() for key, shape in shapes.items()}
+    return state
+
+
+def authors_lora(config, prefix, rank):
+    state, hidden, dim = {}, config.hidden_size, config.head_dim
+    query, key = dim * config.num_attention_heads, dim * config.num_key_value_heads
+    for layer in range(config.num_hidden_layers):
+        for which, to, of in (("q", query, hidden), ("k", key, hidden), ("v", key, hidden), ("o", hidden, query)):
+            name = f"{prefix}layers.{layer}.self_attn.{which}_proj.lora_"
+            for half, shape in (("A", (rank, of)), ("B", (to, rank))):
+                state[f"{name}{half}.default.weight"] = families.tensor(name + half, shape).bfloat16() / 4
+    return state
+
+
 class Suite:
     def __init__(self, binaries, work):
         self.binaries, self.work = binaries, work
@@ -160,8 +181,7 @@ class Suite:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if "lora_" in name:
-                        values = families.uniform(name, parameter.numel()) * 0.25
-                        parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+                        parameter.copy_(families.tensor(name, parameter.shape) * 0.25)
             adapter = self.work / f"{family}-peft"
             model.save_pretrained(adapter)
             self.expect_near(self.our_logits(directory, adapter), self.logits_of(model), "PEFT's adapter in ours", family)
@@ -186,6 +206,40 @@ class Suite:
                 self.expect(refused, f"{family}: PEFT's option {option} is refused by its name: {error}")
         shutil.rmtree(adapter)
 
+    def published(self, family, directory):
+        """The authors' layouts of model.pt, as torch.save writes them today: every tensor comes back bit by bit."""
+        config = families.config_of(family)
+        stem = "dl-" + "_long_name_of_a_run" * 7  # of every member of the archive, as theirs
+        maps = authors_maps(config, "model.")
+        lora = authors_lora(config, "base_model.model.model.", 8)
+        both = authors_maps(config, "base_model.model.model.") | authors_lora(config, "base_model.model.model.", 4)
+        layouts = {
+            "distill": [{"model_state_dict": maps, "step": 900, "distill/eval/loss": 0.125}],
+            "distill and ft-lora": [
+                {"model_state_dict": maps, "step": 900, "distill/eval/loss": 0.125},
+                {"model_state_dict": lora, "step": 1600, "eval/loss": torch.tensor(1.5)},
+            ],
+            "both in one": [both],
+        }
+        for name, checkpoints in layouts.items():
+            run, merged = self.work / "published", self.work / "published-merged"
+            files = []
+            for i, checkpoint in enumerate(checkpoints):
+                torch.save(checkpoint, self.work / f"{stem}-{i}.pt")
+                files += ["--checkpoint", self.work / f"{stem}-{i}.pt"]
+            self.run("train_lolcats", "import", "--model", directory, *files, "--out", run, "--window-kind", "sliding")
+            read = {}
+            for path in run.glob("*.safetensors"):
+                read |= {key.rsplit("model.", 1)[-1]: tensor for key, tensor in safetensors.torch.load_file(path).items()}
+            states = [checkpoint.get("model_state_dict", checkpoint) for checkpoint in checkpoints]
+            wrote = {k.rsplit("model.", 1)[-1].replace(".default", ""): v for state in states for k, v in state.items()}
+            same = read.keys() == wrote.keys() and all(torch.equal(read[key], wrote[key].float()) for key in wrote)
+            self.expect(same, f"{family}: published layout {name}: {len(wrote)} tensors bit by bit")
+            self.run("train_lolcats", "export", "--model", directory, "--run", run, "--out", merged, "--merged")
+            theirs = self.logits_of(load_in_transformers.load(merged))
+            self.expect_near(self.our_logits(directory, run), theirs, "model.pt, docs/load_in_transformers.py", family)
+            shutil.rmtree(run), shutil.rmtree(merged)
+
     def family(self, name):
         model = families.build(name)
         directory = self.base(name, model)
@@ -194,6 +248,8 @@ class Suite:
         self.theirs(name, directory)
         if name == "llama2":
             self.options(name, directory)
+        if name == "llama3":
+            self.published(name, directory)
         if name == "mistral_v01":
             config = families.config_of(name)
             config.sliding_window = None

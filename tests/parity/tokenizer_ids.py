@@ -10,6 +10,7 @@ The tokenizers are those of ASSETS (tests/assets.h says what lies there; may be 
 the style of each family (tests/parity/trained_tokenizers.py). `.model` files are compared with sentencepiece and tiktoken.
 """
 import argparse
+import datetime
 import json
 import platform
 import subprocess
@@ -134,6 +135,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", help="tokenizers whose names hold this")
     parser.add_argument("--out", type=Path, help="summary to write")
+    parser.add_argument("--revision", default="", help="for the summary: what --program was built from")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines = [compare(name, reference, options, Path(folder)) for name, reference in references(options, Path(folder))
@@ -143,7 +145,8 @@ def main():
     mismatches = sum(line["mismatches"] for line in lines)
     if options.out:
         rows = ",\n  ".join(json.dumps(line) for line in lines)
-        options.out.write_text(f'{{"packages": {json.dumps(packages)}, "seed": {options.seed}, "mismatches": {mismatches},\n'
+        made = {"date": str(datetime.date.today()), "revision": options.revision, "packages": packages, "seed": options.seed}
+        options.out.write_text(f'{json.dumps(made)[:-1]}, "mismatches": {mismatches},\n'
                                f' "tokenizers": [\n  {rows}\n ]}}\n')
     print(f"{len(lines)} tokenizers, {sum(line['strings'] for line in lines)} strings, {mismatches} mismatches")
     sys.exit(1 if mismatches or not lines else 0)
