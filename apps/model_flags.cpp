@@ -1,6 +1,20 @@
 #include "apps/model_flags.h"
 
+#include <filesystem>
+
+#include "io/gguf.h"
+
 namespace lc::apps {
+namespace {
+
+// What is not there at all, the loader names.
+std::string file_that_is_no_model(const std::string& path) {
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(path, ignored) || io::is_gguf(path)) return {};
+    return fmt::format("{}: must be a model directory or a file *.gguf", path);
+}
+
+}  // namespace
 
 void PlacementFlags::add(CLI::App& verb) {
     verb.add_option("--device", device, "auto (a GPU if there is one), cpu, cuda or cuda:N");
@@ -10,7 +24,8 @@ void PlacementFlags::add(CLI::App& verb) {
 void ModelFlags::add(CLI::App& verb) {
     verb.add_option("--model", model,
                     "Hugging Face model directory (config.json, tokenizer.json, safetensors), or a GGUF file")
-        ->required();
+        ->required()
+        ->check(file_that_is_no_model);
     verb.add_option(
         "--random-weights", random_weights,
         "draw the weights from this seed: needs config.json and tokenizer.json only, to try shapes and speed");

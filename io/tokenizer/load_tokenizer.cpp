@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "io/file.h"
+#include "io/hf_config.h"
 #include "io/json.h"
 #include "io/text.h"
 #include "io/tokenizer/tokenizer_json.h"
@@ -128,10 +129,11 @@ Tokenizer load_tokenizer(const std::filesystem::path& path) {
     std::error_code ignored;
     if (!std::filesystem::is_directory(path, ignored))
         return path.extension() == ".model" ? tokenizer_of_model_file(path) : Tokenizer::load(path);
-    const bool json = std::filesystem::exists(path / "tokenizer.json", ignored);
-    if (!json && std::filesystem::exists(path / "tokenizer.model", ignored))
+    if (std::filesystem::exists(path / "tokenizer.json", ignored)) return Tokenizer::load(path / "tokenizer.json");
+    if (std::filesystem::exists(path / "tokenizer.model", ignored))
         return tokenizer_of_model_file(path / "tokenizer.model");
-    return Tokenizer::load(path / "tokenizer.json");
+    config_file_of(path);  // where a folder is no model's at all, that says more
+    fail(ErrorKind::BadInput, "{}: holds neither tokenizer.json nor tokenizer.model", path.string());
 }
 
 }  // namespace lc::io

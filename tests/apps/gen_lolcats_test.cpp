@@ -156,6 +156,7 @@ TEST_F(GenLolcats, AttentionTermsAndStats) {
 
 TEST_F(GenLolcats, WrongUseIsTwo) {
     expect_refusal(gen({"--prompt", "x"}), 2, "--model");
+    expect_refusal(gen({"--model", model_ + "/config.json", "--prompt", "x"}), 2, "a model directory or a file *.gguf");
     expect_refusal(gen({"--model", model_}), 2, "give one of --prompt and --prompt-file");
     expect_refusal(gen(with({"--prompt-file", "x"})), 2, "only one");
     expect_refusal(gen(with({"--temprature", "1"})), 2, "did you mean '--temperature'?");

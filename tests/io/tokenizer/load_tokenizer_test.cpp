@@ -278,6 +278,14 @@ TEST(Tiktoken, Llama3GivesTheIdsOfHf) {
     expect_refused([&] { load_tokenizer(directory.path()); }, {"tokenizer_config.json", "added_tokens_decoder.17"});
 }
 
+TEST(LoadTokenizer, FoldersWithoutOne) {
+    const ScratchDir directory;
+    expect_refused([&] { load_tokenizer(directory.path()); },
+                   {directory.path().string(), "neither tokenizer.json nor tokenizer.model"});
+    directory.write("adapter_config.json", "{}");
+    expect_refused([&] { load_tokenizer(directory.path()); }, {directory.path().string(), "an adapter and no model"});
+}
+
 TEST(Tiktoken, MalformedFilesAreRefused) {
     const std::vector<Piece> pieces = read_tiktoken("YQ== 0\nYmM= 1\nIGFi 2", "t");
     EXPECT_EQ(pieces[0].text, "a");
