@@ -157,7 +157,10 @@ class Suite:
         for name in ATTENTIONS:
             run, ours = self.linearize(family, directory, name)
             merged = self.work / f"{family}-{name}-merged"
-            self.run("train_lolcats", "export", "--model", directory, "--run", run, "--out", merged, "--merged")
+            shards = ["--max-shard-size", "100kb"] if name == "sliding" else []
+            self.run("train_lolcats", "export", "--model", directory, "--run", run, "--out", merged, "--merged", *shards)
+            count = len(list(merged.glob("model*.safetensors")))
+            self.expect((count > 1) == bool(shards), f"{family}: {name}: {count} files of weights")
             ours_merged = self.our_logits(merged)
             self.expect_near(ours_merged, ours, "merged export and base with run", family)
             if name != "softmax":
