@@ -89,7 +89,7 @@ void hybrid_decode(const HybridDecode& args, Stream stream) {
     const ProfileZone zone("hybrid_decode");
     if constexpr (cuda::kBuilt)
         if (on_cuda("hybrid_decode", args.q)) {
-            if (args.q.size(0) == 0 || hybrid_decode_packed(args, stream)) return;
+            if (args.q.size(0) == 0 || hybrid_decode_sm90(args, stream) || hybrid_decode_packed(args, stream)) return;
             profile_count("fallback hybrid_decode");
             return narrow ? on_wide_states(args, stream) : hybrid_decode_cuda(args, stream);
         }

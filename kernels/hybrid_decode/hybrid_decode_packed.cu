@@ -1,4 +1,5 @@
-// One decode step on the GPU where everything lies dense: the form that models run.
+// One decode step on the GPU where everything lies dense; what models run, hybrid_decode_fold.cu folds and, on Hopper,
+// hybrid_decode_sm90.cu attends.
 //
 // MATHS    hybrid_decode.h.
 // TILING   fold     a block per (batch, state) and 128 rows of S, which ends at once where no key leaves the window. S stays in
@@ -23,13 +24,11 @@
 //            do), 20 at batch 1, 702 with a fold: rows in flight are not what it waits for.
 //          Tried on top: all of S in registers ahead of everything else (meant for 65 us at batch 64: 206; two blocks an SM are all that
 //          fits, and the chain of map, scores, maximum and sum with its barriers is then in nobody's shadow); that chain in a
-//          kernel of its own for a group of heads at once (meant for 80 us: 144, and 35 instead of 20 at batch 1). Next: several
-//          query heads a block with scores and maps on tensor cores, S by bulk copies.
+//          kernel of its own for a group of heads at once (meant for 80 us: 144, and 35 instead of 20 at batch 1). What helped:
+//          hybrid_decode_sm90.cu.
 // SOURCE   arXiv 2410.10254.
-#include "kernels/common/cuda/launch.h"
-#include "kernels/common/cuda/pack.cuh"
 #include "kernels/feature_map/feature_map_device.cuh"
-#include "kernels/hybrid_decode/hybrid_decode.h"
+#include "kernels/hybrid_decode/hybrid_decode_args.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -38,64 +37,7 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kKeys = 32, kKeysAWarp = kKeys / kWarps;  // of a pass of the fold kernel
 constexpr int kRows = 128;                              // of S, of a block of the fold kernel
 constexpr int kAttendBlocks = 4;                        // an SM: 64 registers, for eight rows in flight a warp
-constexpr int kMostFeatures = 256, kMostSlots = 1024;
-
-// A map's weights, f32 or bf16.
-struct Weights {
-    const void* data;
-    bool narrow;
-    __device__ __forceinline__ float load(int64_t i) const {
-        return narrow ? to_float(static_cast<const __nv_bfloat16*>(data)[i]) : static_cast<const float*>(data)[i];
-    }
-};
-
-// T: activations; U: states, float or bf16.
-template <class T, class U>
-struct Args {
-    const T *q, *k, *v;  // [B,H,1,D], [B,H_kv,1,D]
-    T *ring_k, *ring_v;  // [B,H_kv,R,D] or null
-    T* y;                // [B,H,1,D]
-    Weights wq, wk;      // [H,D,F], [Hs,D,F]
-    const float* mix_logit;
-    U *s, *z;                                        // [B,Hs,F',D], [B,Hs,F']
-    int64_t q_b, q_h, k_b, k_h, v_b, v_h, y_b, y_h;  // strides
-    const int64_t* positions;
-    int64_t slots;
-    int heads, kv_heads, states, f, features;
-    LinearizedSpec spec;
-};
-
-// A lane's share of a row of D numbers.
-template <class T, int D>
-struct alignas(sizeof(T) * (D / kWarp)) Run {
-    static constexpr int kSize = D / kWarp;
-    T values[kSize];
-    __device__ __forceinline__ float get(int i) const { return to_float(values[i]); }
-};
-template <int D, class T>
-__device__ __forceinline__ Run<T, D> load_run_of(const T* row) {
-    return reinterpret_cast<const Run<T, D>*>(row)[threadIdx.x % kWarp];
-}
-
-// Four neighbours of a row of S, in f32.
-__device__ __forceinline__ float4 load_four(const float* from) {
-    return *reinterpret_cast<const float4*>(from);
-}
-__device__ __forceinline__ void store_four(float* to, float4 four) {
-    *reinterpret_cast<float4*>(to) = four;
-}
-struct alignas(8) FourNarrow {
-    __nv_bfloat16 x, y, z, w;
-};
-__device__ __forceinline__ float4 load_four(const __nv_bfloat16* from) {
-    const FourNarrow four = *reinterpret_cast<const FourNarrow*>(from);
-    return {to_float(four.x), to_float(four.y), to_float(four.z), to_float(four.w)};
-}
-__device__ __forceinline__ void store_four(__nv_bfloat16* to, float4 four) {
-    using B = __nv_bfloat16;
-    *reinterpret_cast<FourNarrow*>(to) = {from_float<B>(four.x), from_float<B>(four.y), from_float<B>(four.z),
-                                          from_float<B>(four.w)};
-}
+constexpr int kMostSlots = 1024;
 
 template <int D, class A>
 int64_t fold_bytes(const A& a) {
@@ -288,11 +230,6 @@ __global__ void __launch_bounds__(kThreads, kAttendBlocks) attend_kernel(const _
     }
 }
 
-bool rows_are_packed(const TensorView& x) {  // [B,H,1,D]
-    const int64_t unit = 16 / size_of(x.dtype);
-    return x.stride(3) == 1 && x.stride(0) % unit == 0 && x.stride(1) % unit == 0 && x.layout.offset % unit == 0;
-}
-
 bool covered(const HybridDecode& a) {
     const int64_t d = a.q.size(3), f = a.wq.size(2);
     if ((d != 64 && d != 128) || a.bq || a.bk || a.spec.skip) return false;
@@ -309,49 +246,17 @@ bool covered(const HybridDecode& a) {
            rows_are_packed(a.y);
 }
 
-template <class T, class U>
-Args<T, U> args_of(const HybridDecode& a) {
-    const auto weights = [](const TensorView& w) {
-        return Weights{w.base + w.layout.offset * size_of(w.dtype), w.dtype == DType::bf16};
-    };
-    return {.q = device_data<T>(a.q),
-            .k = device_data<T>(a.k),
-            .v = device_data<T>(a.v),
-            .ring_k = device_data<T>(a.ring_k),
-            .ring_v = device_data<T>(a.ring_v),
-            .y = device_data<T>(a.y),
-            .wq = weights(a.wq),
-            .wk = weights(a.wk),
-            .mix_logit = device_data<float>(a.mix_logit),
-            .s = device_data<U>(a.s),
-            .z = device_data<U>(a.z),
-            .q_b = a.q.stride(0),
-            .q_h = a.q.stride(1),
-            .k_b = a.k.stride(0),
-            .k_h = a.k.stride(1),
-            .v_b = a.v.stride(0),
-            .v_h = a.v.stride(1),
-            .y_b = a.y.stride(0),
-            .y_h = a.y.stride(1),
-            .positions = device_data<const int64_t>(a.positions),
-            .slots = a.ring_k ? a.ring_k.size(2) : 1,
-            .heads = static_cast<int>(a.q.size(1)),
-            .kv_heads = static_cast<int>(a.k.size(1)),
-            .states = static_cast<int>(a.s.size(1)),
-            .f = static_cast<int>(a.wq.size(2)),
-            .features = static_cast<int>(a.s.size(2)),
-            .spec = a.spec};
-}
-
 template <class T, class U, int D>
 void run(const HybridDecode& decode, Stream stream) {
     const cudaStream_t queue = cuda::handle_of(stream);
     const Args<T, U> a = args_of<T, U>(decode);
     const int64_t batch = decode.q.size(0);
-    const dim3 folds(grid_x(batch * a.states), static_cast<unsigned>(ceil_div(a.features, kRows)));
-    allow_shared_memory(fold_kernel<T, U, D>, fold_bytes<D>(a));
-    fold_kernel<T, U, D><<<folds, kThreads, fold_bytes<D>(a), queue>>>(a);
-    LC_LAUNCHED("hybrid_decode", queue);
+    if (!hybrid_decode_fold_blocks(decode, stream)) {
+        const dim3 folds(grid_x(batch * a.states), static_cast<unsigned>(ceil_div(a.features, kRows)));
+        allow_shared_memory(fold_kernel<T, U, D>, fold_bytes<D>(a));
+        fold_kernel<T, U, D><<<folds, kThreads, fold_bytes<D>(a), queue>>>(a);
+        LC_LAUNCHED("hybrid_decode", queue);
+    }
     allow_shared_memory(attend_kernel<T, U, D>, attend_bytes<D>(a));
     attend_kernel<T, U, D><<<grid_x(batch * a.heads), kThreads, attend_bytes<D>(a), queue>>>(a);
     LC_LAUNCHED("hybrid_decode", queue);

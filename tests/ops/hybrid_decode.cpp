@@ -154,6 +154,17 @@ LC_OP_CASES(hybrid_decode) {
         add(make(fmt::format("{}_one_head", name),
                  {.position = 9, .spec = spec_of(kind, 1), .d = 1, .f = 1, .heads = 1, .kv_heads = 1, .batch = 1}));
     }
+    // As models run it, sequences at all kinds of positions; tests/gpu/hybrid_decode_test.cpp takes many.
+    for (const int64_t d : {64, 128}) {
+        OpCase c = make(fmt::format("terraced_w64_d{}_model", d), {.positions = {-1, 0, 63, 128, 1280, 1311},
+                                                                   .spec = spec_of(WindowKind::terraced, 64),
+                                                                   .d = d,
+                                                                   .f = 64,
+                                                                   .batch = 6});
+        c.tolerance_factor = 4;
+        c.tolerance_reason = "as for terraced_positions";
+        add(c);
+    }
     for (const int64_t position : {0, 7})
         add(make(fmt::format("none_at_{}", position), {.position = position, .spec = none}));
     for (const auto& [d, f] : {std::pair{8, 4}, {64, 64}})

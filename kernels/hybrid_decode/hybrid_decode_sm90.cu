@@ -1,0 +1,449 @@
+// One decode step on Hopper (sm_90a), for what models run: states and windows stream through shared memory. hybrid_decode_fold.cu has
+// folded before.
+//
+// MATHS    hybrid_decode.h; terraced windows with w = 64, F = 64, softmax maps, a state for each query head.
+// TILING   a block an SM. An item is a sequence and a query head, or four heads of a group once there are enough of these; a block walks
+//          a stretch of items, sequence by sequence of the same heads.
+//
+//            copier        one thread: keys of the window, S of each head, values of the window, item after item, into a ring of slots
+//                          by bulk copies, as far ahead as the ring reaches. The step's own key and value come last of their block
+//            eight warps   phi(q) of four items at a time, so that a weight that was loaded serves four; then item by item
+//                          scores     a row of keys eight lanes, all heads of the item
+//                          weights    a warp a head
+//                          phi S      a warp every eighth four of 32 rows, a lane four columns
+//                          P v        likewise, all heads of the item; the warps' sums meet in shared memory
+//
+//          Shared memory: 11 slots of 16 KiB (a slot: 64 keys, or 32 or 64 rows of S), q, phi, weights, partial sums: 210 KiB at D = 128.
+// COST     a query head: 4 F' D bytes of S (2 in bf16), a window's 4 D bytes a key once an item; maps from the L2 cache once in four
+//          items. One multiply-add a number: bound by memory. A copy of all that takes 41 us at batch 64, 160 at 256 (f32).
+// NUMERICS as hybrid_decode_packed.cu: f32 on bf16 or f32 numbers. Rows of S are added up in one order whatever their dtype.
+// LADDER   H200 (copies at 4.19 TB/s), 32 heads of 128, 8 KV heads, mean window, nothing folds; us at batch 1 / 16 / 64 / 256:
+//          1 25 / 34 / 118 / 453  hybrid_decode_packed.cu, fold included, f32; in bf16 25 / 30 / 106 / 390.
+//          2 18 / 29 /  72 / 208  this in outline, four heads an item; predicted for 64: 60. It was 139 KB of code (feature maps of every
+//                                 kind, any window, 64-bit divisions), more than the instruction caches hold: each step fetched it anew,
+//                                 and a fold in front that found nothing to do cost 14 us instead of 2.
+//          3  8 / 18 /  47 / 176  this: 48 KB, for one kind of map and window; a query head an item for small batches (12 with four).
+//                                 83 and 89 % of a copy; in bf16 35 and 126: 66 and 73 %. Launched early: 0.5 us less.
+//          Lost: sixteen warps instead of eight (52 / 196); two heads an item (17 at batch 16, 13 at 8: not worth the code).
+// SOURCE   arXiv 2410.10254.
+#include <limits>
+
+#include "kernels/common/cuda/hopper.h"
+#include "kernels/common/cuda/tma.cuh"
+#include "kernels/hybrid_decode/hybrid_decode_args.cuh"
+
+namespace lc::kernels {
+namespace {
+
+constexpr int kWarps = 8, kThreads = kWarps * kWarp, kBlock = kThreads + kWarp;  // eight warps compute, one copies
+constexpr int kItems = 4;                                                        // whose queries are mapped together
+constexpr int kSlotBytes = 16 * 1024, kSlots = 11;
+
+// Shared memory of a block.
+template <int D, int Heads>
+struct alignas(128) Shared {
+    unsigned char slots[kSlots][kSlotBytes];
+    uint64_t full[kSlots], empty[kSlots];  // Barrier, which only device code for sm_90 has
+    float q[kItems][Heads][D];
+    union {
+        float u[kThreads / (Heads * kStepMap / 4)][kItems][Heads][kStepMap];  // parts of the maps' products
+        float n[kWarps][Heads][D];                                            // parts of the numerators
+    };
+    float phi[kItems][Heads][kStepFeatures], far[kItems][Heads];  // far: phi z
+    float weights[kStepSlots][Heads];
+    float gamma[Heads], inverse[Heads];
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Slots that the copier fills and all warps read, in turn.
+struct Turn {
+    int slot = 0, phase = 0;
+    __device__ __forceinline__ void next() {
+        if (++slot == kSlots) slot = 0, phase ^= 1;
+    }
+};
+
+template <class U, int D, int Heads>
+struct Attend {
+    using A = Args<__nv_bfloat16, U>;
+    using S = Shared<D, Heads>;
+    static constexpr int kStateRows = kSlotBytes / (D * static_cast<int>(sizeof(U))), kColumns = D / kWarp;
+    static_assert(kStateRows <= kStepFeatures);
+
+    const A& a;
+    S& shared;
+    int batch;
+    Turn turn = {};
+
+    __device__ __forceinline__ int kv_head(int head) const { return head / (a.heads / a.kv_heads); }
+    __device__ __forceinline__ static int begin_of(int position) {
+        return max(position / kStepWindow - 1, 0) * kStepWindow;
+    }
+
+    __device__ __forceinline__ Barrier& barrier(uint64_t (&of)[kSlots]) const {
+        return reinterpret_cast<Barrier&>(of[turn.slot]);
+    }
+
+    // --- the copier: one thread ---
+
+    __device__ __forceinline__ void acquire(int bytes) {
+        barrier(shared.empty).wait(turn.phase ^ 1);
+        barrier(shared.full).expect(bytes);
+    }
+    __device__ __forceinline__ void copy(int to, const void* from, int bytes) {
+        if (bytes > 0) copy_bulk(shared.slots[turn.slot] + to, from, bytes, barrier(shared.full));
+    }
+    // A block of the window a slot; the last row is the step's own, which is not in the ring yet.
+    __device__ __forceinline__ void copy_window(const __nv_bfloat16* ring, const __nv_bfloat16* own, int begin,
+                                                int position) {
+#pragma unroll 1
+        for (int first = begin; first <= position; first += kStepWindow, turn.next()) {
+            const bool last = position < first + kStepWindow;
+            const int bytes = (last ? position - first : kStepWindow) * D * 2;
+            acquire(bytes + (last ? D * 2 : 0));
+            copy(0, ring + first % kStepSlots * D, bytes);
+            if (last) copy(bytes, own, D * 2);
+        }
+    }
+    __device__ void copy_items(int first, int last) {
+        int position = static_cast<int>(a.positions[first % batch]);
+#pragma unroll 1
+        for (int item = first; item < last; ++item) {
+            const int now = position, b = item % batch, head = item / batch * Heads, hk = kv_head(head);
+            if (item + 1 < last) position = static_cast<int>(a.positions[(item + 1) % batch]);
+            if (now < 0) continue;
+            const int64_t ring = (int64_t{b} * a.kv_heads + hk) * kStepSlots * D;
+            copy_window(a.ring_k + ring, a.k + b * a.k_b + hk * a.k_h, begin_of(now), now);
+            const U* s = a.s + (int64_t{b} * a.states + head) * kStepFeatures * D;
+#pragma unroll 1
+            for (int row = 0; row < Heads * kStepFeatures; row += kStateRows, turn.next())
+                acquire(kSlotBytes), copy(0, s + row * D, kSlotBytes);
+            copy_window(a.ring_v + ring, a.v + b * a.v_b + hk * a.v_h, begin_of(now), now);
+        }
+    }
+
+    // --- phi(q) of up to kItems sequences ---
+
+    __device__ __forceinline__ void load_queries(int b0, int head, int count) {
+        for (int i = threadIdx.x * 8; i < count * Heads * D; i += kThreads * 8) {
+            const auto pack = load_pack(a.q + (b0 + i / (Heads * D)) * a.q_b + (head + i / D % Heads) * a.q_h + i % D);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) (&shared.q[0][0][0])[i + e] = pack.get(e);
+        }
+        if (threadIdx.x < Heads) shared.gamma[threadIdx.x] = 1 / (1 + expf(-a.mix_logit[head + threadIdx.x]));
+    }
+    // Thread (part, head, four columns): u over a part of D, for all items.
+    template <class W>
+    __device__ __forceinline__ void map_parts(int head) {
+        constexpr int kQuads = kStepMap / 4, kUnits = Heads * kQuads, kRows = D * kUnits / kThreads;
+        const int part = static_cast<int>(threadIdx.x) / kUnits, h = static_cast<int>(threadIdx.x) / kQuads % Heads,
+                  column = static_cast<int>(threadIdx.x) % kQuads * 4, row0 = part * kRows;
+        const W* w = static_cast<const W*>(a.wq.data) + (int64_t{head + h} * D + row0) * kStepMap + column;
+        float4 sum[kItems] = {};
+        constexpr int kAtOnce = std::min(kRows, 8);
+#pragma unroll 1
+        for (int first = 0; first < kRows; first += kAtOnce) {
+            float4 four[kAtOnce];
+#pragma unroll
+            for (int r = 0; r < kAtOnce; ++r) four[r] = load_four(w + (first + r) * kStepMap);
+#pragma unroll
+            for (int i = 0; i < kItems; ++i)
+#pragma unroll
+                for (int r = 0; r < kAtOnce; ++r) {
+                    const float x = shared.q[i][h][row0 + first + r];
+                    sum[i].x = fmaf(x, four[r].x, sum[i].x), sum[i].y = fmaf(x, four[r].y, sum[i].y);
+                    sum[i].z = fmaf(x, four[r].z, sum[i].z), sum[i].w = fmaf(x, four[r].w, sum[i].w);
+                }
+        }
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) *reinterpret_cast<float4*>(&shared.u[part][i][h][column]) = sum[i];
+    }
+    // A warp a row: phi and its product with z.
+    __device__ __forceinline__ void map_rows(int b0, int head, int count) {
+        constexpr int kParts = sizeof(shared.u) / sizeof(shared.u[0]);
+        const int lane = threadIdx.x % kWarp;
+#pragma unroll 1
+        for (int r = static_cast<int>(threadIdx.x) / kWarp; r < count * Heads; r += kWarps) {
+            const int item = r / Heads, h = r % Heads;
+            const U* z = a.z + (int64_t{b0 + item} * a.states + head + h) * kStepFeatures + lane;
+            float of_z[4], u[2] = {};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) of_z[k] = to_float(z[k * kWarp]);
+#pragma unroll 4
+            for (int p = 0; p < kParts; ++p)
+                u[0] += shared.u[p][item][h][lane], u[1] += shared.u[p][item][h][lane + kWarp];
+            const StepFeatures phi(u[0], u[1]);
+            float far = 0;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                shared.phi[item][h][lane + k * kWarp] = phi.values[k];
+                far = fmaf(phi.values[k], of_z[k], far);
+            }
+            far = warp_sum(far);
+            if (lane == 0) shared.far[item][h] = far;
+        }
+    }
+    __device__ __forceinline__ void append(int b0, int head, int count) {
+        for (int i = threadIdx.x * 8; i < count * 2 * D; i += kThreads * 8) {
+            const int b = b0 + i / (2 * D), position = static_cast<int>(a.positions[b]), hk = kv_head(head);
+            if (position < 0) continue;
+            const bool key = i / D % 2 == 0;
+            const auto* from = key ? a.k + b * a.k_b + hk * a.k_h : a.v + b * a.v_b + hk * a.v_h;
+            const int64_t to = ((int64_t{b} * a.kv_heads + hk) * kStepSlots + position % kStepSlots) * D;
+            store_pack((key ? a.ring_k : a.ring_v) + to + i % D, load_pack(from + i % D));
+        }
+    }
+
+    // --- one item ---
+
+    __device__ __forceinline__ const void* arrived() {
+        barrier(shared.full).wait(turn.phase);
+        return shared.slots[turn.slot];
+    }
+    // This warp has read the slot.
+    __device__ __forceinline__ void release() {
+        __syncwarp();
+        if (threadIdx.x % kWarp == 0) barrier(shared.empty).arrive();
+        turn.next();
+    }
+    // Sums over eight lanes: those of head h end up in the lanes whose upper bits spell h.
+    template <int N>
+    __device__ __forceinline__ static float sum_heads(const float (&values)[N], int step) {
+        if constexpr (N == 1) {
+            float sum = values[0];
+            for (; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+            return sum;
+        } else {
+            float half[N / 2];
+            const bool upper = threadIdx.x & step;
+#pragma unroll
+            for (int i = 0; i < N / 2; ++i) {
+                const float sent = upper ? values[i] : values[i + N / 2], kept = upper ? values[i + N / 2] : values[i];
+                half[i] = kept + __shfl_xor_sync(0xffffffffu, sent, step);
+            }
+            return sum_heads(half, step / 2);
+        }
+    }
+    // Eight lanes a key, four keys a warp.
+    __device__ __forceinline__ void score_keys(int item, int window) {
+        constexpr int kSame = 8 / Heads;  // lanes with the same sum
+        const int part = threadIdx.x % 8, mine = static_cast<int>(threadIdx.x) / 8;
+        float q[Heads][D / 8];
+#pragma unroll
+        for (int h = 0; h < Heads; ++h)
+#pragma unroll
+            for (int e = 0; e < D / 8; ++e) q[h][e] = shared.q[item][h][e / 8 * 64 + part * 8 + e % 8];
+#pragma unroll 1
+        for (int first = 0; first < window; first += kStepWindow) {
+            const auto* keys = static_cast<const __nv_bfloat16*>(arrived());
+#pragma unroll
+            for (int row = mine; row < kStepWindow; row += kThreads / 8) {
+                float dot[Heads] = {};
+#pragma unroll
+                for (int j = 0; j < D / 64; ++j) {
+                    const auto pack = load_pack(keys + row * D + j * 64 + part * 8);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e)
+#pragma unroll
+                        for (int h = 0; h < Heads; ++h) dot[h] = fmaf(q[h][j * 8 + e], pack.get(e), dot[h]);
+                }
+                const float sum = sum_heads(dot, 4);  // of what an earlier slot held, behind the window's end
+                if (part % kSame == 0) shared.weights[first + row][part / kSame] = sum * rsqrtf(static_cast<float>(D));
+            }
+            release();
+        }
+    }
+    // This warp's rows of S, times phi: of every 32 rows the same ones, so that a state's dtype does not change the order of a sum.
+    __device__ __forceinline__ void add_states(int item) {
+        constexpr int kRows = 32, kMine = kRows / kWarps;
+        struct alignas(std::min(kMine, 4) * sizeof(float)) Weights {
+            float values[kMine];
+        };
+        const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll 1
+        for (int h = 0; h < Heads; ++h) {
+            float n[kColumns] = {};
+#pragma unroll 1
+            for (int first = 0; first < kStepFeatures; first += kStateRows) {
+                const U* rows = static_cast<const U*>(arrived());
+#pragma unroll
+                for (int row = 0; row < kStateRows; row += kRows) {
+                    const auto phi =
+                        *reinterpret_cast<const Weights*>(&shared.phi[item][h][first + row + warp * kMine]);
+#pragma unroll
+                    for (int m = 0; m < kMine; ++m) {
+                        const auto run = load_run_of<D>(rows + (row + warp * kMine + m) * D);
+#pragma unroll
+                        for (int c = 0; c < kColumns; ++c) n[c] = fmaf(phi.values[m], run.get(c), n[c]);
+                    }
+                }
+                release();
+            }
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c) shared.n[warp][h][lane * kColumns + c] = n[c];
+        }
+    }
+    // A warp a head: weights gamma exp(score - highest), zero behind the window's end, and the reciprocal of all that is added up.
+    __device__ __forceinline__ void normalize(int item, int window) {
+        const int h = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+        if (h >= Heads) return;
+        float score[kStepSlots / kWarp], high = -INFINITY, total = 0;
+#pragma unroll
+        for (int k = 0; k < kStepSlots / kWarp; ++k) {
+            const int j = lane + k * kWarp;
+            score[k] = j < window ? shared.weights[j][h] : -INFINITY;
+            high = fmaxf(high, score[k]);
+        }
+        high = warp_max(high);
+#pragma unroll
+        for (int k = 0; k < kStepSlots / kWarp; ++k) {
+            const float weight = shared.gamma[h] * expf(score[k] - high);
+            shared.weights[lane + k * kWarp][h] = weight;
+            total += weight;
+        }
+        total = warp_sum(total);
+        if (lane == 0) shared.inverse[h] = 1 / (total + shared.far[item][h]);
+    }
+    __device__ __forceinline__ void add_values(int window) {
+        const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+        float n[Heads][kColumns] = {};
+#pragma unroll 1
+        for (int first = 0; first < window; first += kStepWindow) {
+            const auto* values = static_cast<const __nv_bfloat16*>(arrived());
+            const int count = min(window - first, kStepWindow);
+#pragma unroll 4
+            for (int row = warp; row < count; row += kWarps) {
+                const auto run = load_run_of<D>(values + row * D);
+#pragma unroll
+                for (int h = 0; h < Heads; ++h)
+#pragma unroll
+                    for (int c = 0; c < kColumns; ++c)
+                        n[h][c] = fmaf(shared.weights[first + row][h], run.get(c), n[h][c]);
+            }
+            release();
+        }
+#pragma unroll
+        for (int h = 0; h < Heads; ++h)
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c) shared.n[warp][h][lane * kColumns + c] += n[h][c];
+    }
+    __device__ __forceinline__ void store(int b, int head) {
+        for (int i = threadIdx.x * 2; i < Heads * D; i += kThreads * 2) {
+            float2 sum = {};
+#pragma unroll
+            for (int w = 0; w < kWarps; ++w) {
+                const float2 part = *reinterpret_cast<const float2*>(&shared.n[w][i / D][i % D]);
+                sum.x += part.x, sum.y += part.y;
+            }
+            const float by = shared.inverse[i / D];
+            *reinterpret_cast<uint32_t*>(a.y + b * a.y_b + (head + i / D) * a.y_h + i % D) =
+                pack_bf16(sum.x * by, sum.y * by);
+        }
+    }
+    __device__ __forceinline__ void attend(int item, int b, int head) {
+        const int position = static_cast<int>(a.positions[b]), window = position + 1 - begin_of(position);
+        if (position < 0) {
+            for (int i = threadIdx.x; i < Heads * D; i += kThreads)
+                a.y[b * a.y_b + (head + i / D) * a.y_h + i % D] = __nv_bfloat16{};
+            return;
+        }
+        score_keys(item, window);
+        named_sync<kThreads>(1);  // scores are here, and the item before has left n
+        normalize(item, window);
+        add_states(item);
+        named_sync<kThreads>(1);
+        add_values(window);
+        named_sync<kThreads>(1);
+        store(b, head);
+    }
+    __device__ __forceinline__ void compute(int first, int last) {
+#pragma unroll 1
+        for (int item = first, count; item < last; item += count) {
+            const int b0 = item % batch, head = item / batch * Heads;
+            count = min(min(kItems, last - item), batch - b0);
+            load_queries(b0, head, count);
+            named_sync<kThreads>(1);
+            if (a.wq.narrow)
+                map_parts<__nv_bfloat16>(head);
+            else
+                map_parts<float>(head);
+            if (item == first) wait_for_predecessor();
+            named_sync<kThreads>(1);
+            map_rows(b0, head, count);
+            if (head % (a.heads / a.kv_heads) == 0) append(b0, head, count);
+            named_sync<kThreads>(1);
+#pragma unroll 1
+            for (int i = 0; i < count; ++i) attend(i, b0 + i, head);
+        }
+    }
+};
+
+#endif
+
+// Items, Heads neighbouring query heads of a sequence each, lie sequence by sequence for each run of heads; a block takes a stretch.
+template <class U, int D, int Heads>
+__global__ void __launch_bounds__(kBlock, 1)
+    stream_kernel(const __grid_constant__ Args<__nv_bfloat16, U> a, int batch) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ __align__(128) unsigned char memory[];
+    auto& shared = *reinterpret_cast<Shared<D, Heads>*>(memory);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < kSlots; ++i)
+            reinterpret_cast<Barrier&>(shared.full[i]).init(1),
+                reinterpret_cast<Barrier&>(shared.empty[i]).init(kWarps);
+        fence_barriers();
+    }
+    __syncthreads();
+    const int items = batch * (a.heads / Heads), each = items / static_cast<int>(gridDim.x),
+              more = items % static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    const int first = block * each + min(block, more), last = first + each + (block < more ? 1 : 0);
+    Attend<U, D, Heads> work{a, shared, batch};
+    if (threadIdx.x < kThreads) return work.compute(first, last);
+    if (threadIdx.x != kThreads) return;
+    wait_for_predecessor();
+    work.copy_items(first, last);
+#endif
+}
+
+// Launched early: the maps' products are under way while the fold before it finds what there is to do.
+template <class U, int D, int Heads>
+void run(const HybridDecode& decode, int64_t blocks, Stream stream) {
+    constexpr auto kKernel = stream_kernel<U, D, Heads>;
+    const Args<__nv_bfloat16, U> a = args_of<__nv_bfloat16, U>(decode);
+    const int batch = static_cast<int>(decode.q.size(0));
+    allow_shared_memory(kKernel, sizeof(Shared<D, Heads>));
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(grid_x(blocks)), config.blockDim = dim3(kBlock);
+    config.dynamicSmemBytes = sizeof(Shared<D, Heads>), config.stream = cuda::handle_of(stream);
+    config.attrs = &early, config.numAttrs = 1;
+    LC_CUDA(cudaLaunchKernelEx(&config, kKernel, a, batch));
+    LC_LAUNCHED("hybrid_decode", cuda::handle_of(stream));
+}
+
+// Heads of an item: four that share keys, where that gives nearly every multiprocessor one: three query heads each, at least.
+template <class U, int D>
+void run(const HybridDecode& a, Stream stream) {
+    const int64_t heads = a.q.size(1), group = heads / a.k.size(1), rows = a.q.size(0) * heads,
+                  blocks = multiprocessors_of(stream.device);
+    if (group % 4 == 0 && rows >= 3 * blocks) return run<U, D, 4>(a, std::min(rows / 4, blocks), stream);
+    run<U, D, 1>(a, std::min(rows, blocks), stream);
+}
+
+}  // namespace
+
+bool hybrid_decode_sm90(const HybridDecode& a, Stream stream) {
+    constexpr int64_t kMostRows = std::numeric_limits<int>::max();
+    if (!is_model_step(a) || a.s.size(1) != a.q.size(1) || a.q.size(0) * a.q.size(1) > kMostRows) return false;
+    if (!hopper_applies({a.q, a.k, a.v}) || !hybrid_decode_fold_blocks(a, stream)) return false;
+    dispatch_bool(a.q.size(3) == 128, [&](auto wide) {
+        constexpr int kD = wide() ? 128 : 64;
+        a.s.dtype == DType::bf16 ? run<__nv_bfloat16, kD>(a, stream) : run<float, kD>(a, stream);
+    });
+    return true;
+}
+
+}  // namespace lc::kernels
