@@ -10,6 +10,7 @@
 // SOURCE   arXiv 2410.10254.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_key_gradient.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
@@ -41,14 +42,18 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
     store_mix_gradient(da.data(), in, a.dmix_logit, stream);
     if (!a.dk && !a.dv && !a.dwk) return;
     const KeyGradient dk(a.dk, s, d, stream), dv(a.dv, s, d, stream);
-    fused_backward_keys({.in = in,
-                         .results = rows.results(),
-                         .dk = dk.rows(s, d),
-                         .dv = dv.rows(s, d),
-                         .by_query_head = s.heads != s.kv_heads,
-                         .dwk_parts = dwk.data(),
-                         .starts = starts.of_queries(rows.results(), s.blocks, 1)},
-                        d, stream);
+    const GradSlot dk_rows = dk.rows(s, d), dv_rows = dv.rows(s, d);
+    const FusedKeysArgs keys{.in = in,
+                             .results = rows.results(),
+                             .dk = PairRows(dk_rows),
+                             .dv = PairRows(dv_rows),
+                             .by_query_head = s.heads != s.kv_heads,
+                             .dwk_parts = dwk.data(),
+                             .starts = starts.of_queries(rows.results(), s.blocks, 1)};
+    if (hopper_applies({a.forward.q, a.forward.k, a.forward.v}))
+        fused_backward_keys_sm90(keys, a.forward, dk_rows, dv_rows, stream);
+    else
+        fused_backward_keys(keys, d, stream);
     dk.finish(s, d, stream), dv.finish(s, d, stream);
     store_map_gradient(dwk.data(), s, s.maps, d, a.dwk, stream);
 }

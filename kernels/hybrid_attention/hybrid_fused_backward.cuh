@@ -26,5 +26,8 @@ struct FusedKeysArgs {
     const float* starts;  // T, t of the segments
 };
 void fused_backward_keys(const FusedKeysArgs& args, int64_t d, Stream stream);
+// The same on Hopper, where hopper_applies to q, k and v of `tensors`; dk, dv: what args.dk and args.dv write.
+void fused_backward_keys_sm90(const FusedKeysArgs& args, const HybridAttentionForward& tensors, const GradSlot& dk,
+                              const GradSlot& dv, Stream stream);
 
 }  // namespace lc::kernels

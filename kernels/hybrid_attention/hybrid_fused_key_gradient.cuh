@@ -12,13 +12,9 @@ struct KeyGradient {
     KeyGradient(const GradSlot& to, const FusedShape& s, int64_t d, Stream stream) : slot(to) {
         if (slot && s.heads != s.kv_heads) parts = {s.items * s.blocks * kFusedRows * d, stream};
     }
-    PairRows rows(const FusedShape& s, int64_t d) const {
-        if (!parts.data()) return PairRows(slot);
-        const int64_t head = int64_t{s.blocks} * kFusedRows * d;
-        PairRows result;
-        result.base = reinterpret_cast<std::byte*>(parts.data()), result.narrow = true;
-        result.strides[0] = s.heads * head, result.strides[1] = head, result.strides[2] = d;
-        return result;
+    GradSlot rows(const FusedShape& s, int64_t d) const {
+        if (!parts.data()) return slot;
+        return {padded_heads(parts.data(), s, d, slot.view.device), GradWrite::Overwrite};
     }
     void finish(const FusedShape& s, int64_t d, Stream stream) const {
         if (parts.data()) store_group_sum(parts.data(), s, d, slot, stream);

@@ -21,6 +21,7 @@
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 
 #include "kernels/hybrid_attention/hybrid_fused.h"
+#include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -164,9 +165,7 @@ const float* SegmentStarts::of_keys() const {
 const float* SegmentStarts::of_queries(const FusedRowResults& results, int steps, int lag) const {
     if (!sums_.data()) return nullptr;
     const FusedShape& s = in_.shape;
-    const TensorView dn{reinterpret_cast<std::byte*>(results.dn),
-                        Layout::contiguous({s.items / s.heads, s.heads, int64_t{s.blocks} * kFusedRows, d_}),
-                        DType::bf16, stream_.device};
+    const TensorView dn = padded_heads(results.dn, s, d_, stream_.device);
     launch_sums({s, in_.q, AlignedHeads(dn), in_.wq, results.dz, steps, lag, sums_.data()}, d_, stream_);
     return sums_.data();
 }

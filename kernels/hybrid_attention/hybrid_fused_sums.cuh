@@ -18,6 +18,12 @@ class FusedRowScratch {
     DeviceScratch<float> numbers_;
 };
 
+// Workspace [items, blocks * 64, D] as [B,H,blocks * 64,D].
+inline TensorView padded_heads(__nv_bfloat16* data, const FusedShape& s, int64_t d, Device device) {
+    return {reinterpret_cast<std::byte*>(data),
+            Layout::contiguous({s.items / s.heads, s.heads, int64_t{s.blocks} * kFusedRows, d}), DType::bf16, device};
+}
+
 // slot [maps,D,F] (+)= sum of parts [B,H,segments,D,F] over the batch, the query heads that share a map, and segments.
 void store_map_gradient(const float* parts, const FusedShape& shape, int64_t maps, int64_t d, const GradSlot& slot,
                         Stream stream);

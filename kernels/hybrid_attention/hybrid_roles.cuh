@@ -175,6 +175,15 @@ __device__ __forceinline__ void each_step(const Walk& walk, F&& f) {
     if (b < walk.last) f(b, std::true_type{}, std::false_type{});
 }
 
+// The elements of S [F',D] that this thread has of S^T: f(element of c, place).
+template <int D, class F>
+__device__ __forceinline__ void each_state(float (&state)[kFusedFeatures / 2], int panel, F&& f) {
+    const int row = 64 * panel + accumulator_row();
+#pragma unroll
+    for (int i = 0; i < kFusedFeatures / 2; ++i)
+        f(state[i], (i / 4 * 8 + 2 * quad_lane() + i % 2) * D + row + i / 2 % 2 * 8);
+}
+
 __device__ __forceinline__ float reciprocal(float x) {
     float result;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

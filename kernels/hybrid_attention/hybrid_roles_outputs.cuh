@@ -51,15 +51,6 @@ struct Copies {
     }
 };
 
-// The elements of S [F',D] that this thread has of S^T: f(element of c, place).
-template <int D, class F>
-__device__ __forceinline__ void each_state(float (&state)[kFusedFeatures / 2], int panel, F&& f) {
-    const int row = 64 * panel + accumulator_row();
-#pragma unroll
-    for (int i = 0; i < kFusedFeatures / 2; ++i)
-        f(state[i], (i / 4 * 8 + 2 * quad_lane() + i % 2) * D + row + i / 2 % 2 * 8);
-}
-
 // y^T / Z, rounded, into its panel of rows.
 __device__ __forceinline__ void stage_y(const Panel& panel, const float (&y)[32], const float2 (&inverse)[8]) {
 #pragma unroll

@@ -38,8 +38,8 @@ void linear_fused_backward(const LinearAttentionBackward& a, Stream stream) {
     linear_backward_keys({.in = in,
                           .dy = AlignedHeads(a.dy),
                           .results = results,
-                          .dk = dk.rows(s, d),
-                          .dv = dv.rows(s, d),
+                          .dk = PairRows(dk.rows(s, d)),
+                          .dv = PairRows(dv.rows(s, d)),
                           .by_query_head = s.heads != s.kv_heads,
                           .dwk_parts = dwk.data()},
                          d, stream);

@@ -26,11 +26,13 @@
 
 #include <optional>
 
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/common/cuda/sum.cuh"
 #include "kernels/common/dispatch.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
+#include "kernels/transfer_loss/transfer_loss_keys_sm90.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -372,7 +374,10 @@ void transfer_loss_fused(const TransferLoss& a, const HybridAttentionForward& at
     if (!out.dwk) return;
     if (s.blocks > 2) {
         args.starts = starts.of_queries(args.results, s.blocks - 2, 0);
-        launch_keys(args, d, stream);
+        if (hopper_applies({a.q, a.k, a.v}))
+            transfer_loss_keys_sm90(in, attention, args.results, dwk.data(), args.starts, stream);
+        else
+            launch_keys(args, d, stream);
     } else
         LC_CUDA(cudaMemsetAsync(dwk.data(), 0, s.parts() * map_size * sizeof(float), cuda::handle_of(stream)));
     store_map_gradient(dwk.data(), s, s.maps, d, out.dwk, stream);

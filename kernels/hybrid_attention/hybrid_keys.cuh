@@ -1,0 +1,188 @@
+// The Hopper form of the walks over the keys, last block first: what their roles share. Of hybrid attention's backward, with the window
+// (hybrid_fused_backward_keys_sm90.cu), and of stage 1, without it (transfer_loss_keys_sm90.cu).
+#pragma once
+#include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
+#include "kernels/hybrid_attention/hybrid_roles_maps.cuh"
+
+namespace lc::kernels::hybrid_keys {
+
+using hybrid_roles::FeatureTile;
+using hybrid_roles::Panel;
+
+// The second makes weights and their gradients in a walk with the window, phi_q in one without.
+enum Role { kMaps, kSecond, kGradients, kState, kRoles };
+enum NamedBarrier { kMapsBarrier = 1, kSecondBarrier, kGradientsBarrier, kStateBarrier };
+
+inline constexpr int kKeysThreads = kRoles * kWarpgroup;
+inline constexpr int kWarpsOfRole = kWarpgroup / kWarp;
+inline constexpr int kTotals = 4;             // places of t: one is read while two more are made
+inline constexpr int kBarrierBytes = 25 * 8;  // of KeysBarriers
+
+// Where dk or dv goes: by the copy engine where it is a tensor in bf16 to be overwritten, else pair by pair.
+struct KeysOutput {
+    CUtensorMap map;
+    PairRows rows;
+    bool copied = false;
+};
+
+struct KeysArgs {
+    CUtensorMap q, k, v, dn;
+    KeysOutput dk, dv;
+    FusedInputs in;
+    const float *dz, *high, *max_part;  // FusedRowResults; the last two for the window
+    bool by_query_head;                 // dk and dv
+    float* dwk_parts;                   // [items,segments,D,F], or null
+    const float* starts;                // T, t of the segments
+};
+
+template <int D, bool kWindow>
+struct KeysTraits {
+    static constexpr int kKeyTiles = kWindow ? 1 : 2, kFeatureTiles = kWindow ? 1 : 2;
+    static constexpr int kPanels = D / 64;
+    using Rows = WgmmaTile<kFusedRows, D>;
+    using Map = WgmmaTile<D, kFusedMap>;
+    using Copy = WgmmaTile<kFusedFeatures, D>;
+    static constexpr int kFloats = kTotals * kFusedFeatures + 2 * kFusedRows;
+    static constexpr int kBytes = (4 + 2 * kKeyTiles) * Rows::kBytes + 2 * Map::kBytes + Copy::kBytes +
+                                  kFeatureTiles * FeatureTile::kBytes + (kWindow ? 5 * Panel::kBytes : 0) +
+                                  kFloats * static_cast<int>(sizeof(float)) + kBarrierBytes;
+    static_assert(kBytes <= kSharedLimit);
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+struct KeysBarriers {
+    Barrier q_full[2], q_free[2], dn_full[2], dn_free[2], k_full[2], k_free[2], v_full[2], v_free[2];
+    Barrier phi_q_full, phi_q_free, phi_k_full, phi_k_free, copy_full, copy_free;
+    Barrier weights_full[2], weights_free;  // [next], [own]
+
+    template <bool kWindow>
+    __device__ void init() {
+        // How many roles read a tile through wgmma.
+        constexpr int kOfQueries = kWindow ? 3 : 1, kOfKeys = kWindow ? 3 : 2, kOfValues = kWindow ? 2 : 1;
+        for (int i = 0; i < 2; ++i) {
+            q_full[i].init(1), q_free[i].init(kOfQueries * kWarpsOfRole);
+            dn_full[i].init(1), dn_free[i].init((kWindow ? 2 * kWarpsOfRole : 0) + kWarpgroup);
+            k_full[i].init(1), k_free[i].init(kOfKeys * kWarpsOfRole);
+            v_full[i].init(1), v_free[i].init(kOfValues * kWarpsOfRole);
+            weights_full[i].init(kWarpgroup);
+        }
+        phi_q_full.init(kWarpgroup), phi_q_free.init(kWarpgroup), phi_k_full.init(kWarpgroup);
+        phi_k_free.init(kWarpgroup), copy_full.init(kWarpgroup), copy_free.init(kWarpgroup), weights_free.init(1);
+        fence_barriers();
+    }
+};
+static_assert(sizeof(KeysBarriers) == kBarrierBytes);
+
+template <int D, bool kWindow>
+struct KeysRoom {
+    using Tr = KeysTraits<D, kWindow>;
+    __nv_bfloat16* base;
+
+    __device__ __forceinline__ typename Tr::Rows rows(int i) const { return {base + i * kFusedRows * D}; }
+    __device__ __forceinline__ typename Tr::Rows q(int stage) const { return rows(stage); }
+    __device__ __forceinline__ typename Tr::Rows dn(int stage) const { return rows(2 + stage); }
+    __device__ __forceinline__ typename Tr::Rows k(int stage) const { return rows(4 + stage); }
+    __device__ __forceinline__ typename Tr::Rows v(int stage) const { return rows(4 + Tr::kKeyTiles + stage); }
+    __device__ __forceinline__ typename Tr::Map map(int i) const {  // of queries, of keys
+        return {rows(4 + 2 * Tr::kKeyTiles).data + i * D * kFusedMap};
+    }
+    __device__ __forceinline__ typename Tr::Copy copy() const { return {map(2).data}; }  // of T
+    __device__ __forceinline__ FeatureTile phi_k() const { return {copy().data + kFusedFeatures * D}; }
+    __device__ __forceinline__ FeatureTile phi_q() const {
+        return {phi_k().data + (Tr::kFeatureTiles - 1) * kFusedRows * kFusedFeatures};
+    }
+    // Of the window: weights and gradients of scores, rows of block c + 1 (0) and c (1) against the keys of block c. du lies over
+    // features that nobody reads any more where there is no room of its own.
+    __device__ __forceinline__ Panel panel(int i) const {
+        return {phi_q().data + kFusedRows * kFusedFeatures + i * kFusedRows * 64};
+    }
+    __device__ __forceinline__ Panel weights(int own) const { return panel(own); }
+    __device__ __forceinline__ Panel score_gradients(int own) const { return panel(2 + own); }
+    __device__ __forceinline__ Panel du() const { return kWindow ? panel(4) : Panel{phi_k().data}; }
+    __device__ __forceinline__ float* t(int stage) const {
+        return reinterpret_cast<float*>(panel(kWindow ? 5 : 0).data) + stage * kFusedFeatures;
+    }
+    __device__ __forceinline__ float* dz(int stage) const { return t(kTotals) + stage * kFusedRows; }
+    __device__ __forceinline__ KeysBarriers& barriers() const { return *reinterpret_cast<KeysBarriers*>(dz(2)); }
+};
+
+// The steps of a walk, c = from .. to: what each does, and which stages and parities of barriers it has. Before dphi_k of a far step T
+// gets the rows of block c + 2, but in the first step with a window, where it begins with them.
+template <bool kWindow>
+struct KeysWalk {
+    int blocks, from, to;
+
+    __device__ KeysWalk(const FusedHead& head, int blocks)
+        : blocks(blocks), from(blocks - (kWindow ? 1 : 3) - head.first), to(blocks - (kWindow ? 0 : 2) - head.last) {}
+
+    __device__ __forceinline__ bool is_far(int c) const { return !kWindow || c + 2 < blocks; }
+    __device__ __forceinline__ bool takes_rows(int c) const { return !kWindow || c < from; }
+    __device__ __forceinline__ int step(int c) const { return from - c; }
+    // Of q and dN of block b.
+    __device__ __forceinline__ int row_turn(int b) const { return from + (kWindow ? 1 : 2) - b; }
+    __device__ __forceinline__ int row_stage(int b) const { return row_turn(b) % 2; }
+    __device__ __forceinline__ int row_parity(int b) const { return row_turn(b) / 2 % 2; }
+    // Of k and v.
+    __device__ __forceinline__ int key_stage(int c) const { return kWindow ? 0 : step(c) % 2; }
+    __device__ __forceinline__ int key_parity(int c) const { return kWindow ? step(c) % 2 : step(c) / 2 % 2; }
+    // Of features, and of T's copy. -1, whose parity is 1, before the first.
+    __device__ __forceinline__ int far_turn(int c) const { return kWindow ? min(from, blocks - 3) - c : step(c); }
+    __device__ __forceinline__ int growth(int c) const { return kWindow ? min(from - 1, blocks - 3) - c : step(c); }
+};
+
+template <bool kWindow>
+__device__ __forceinline__ FusedHead head_of(const KeysArgs& args) {
+    return FusedHead(args.in.shape, args.in.shape.blocks - (kWindow ? 0 : 2));
+}
+
+// phi of the rows of x into a tile: is_free() returns once the readers of what is there are done.
+template <int D, class Wait>
+__device__ __forceinline__ void make_phi(const WgmmaTile<kFusedRows, D>& x, const WgmmaTile<D, kFusedMap>& w,
+                                         Barrier& x_free, const FeatureTile& to, Barrier& full, Wait&& is_free) {
+    float u[kFusedMap / 2];
+    hybrid_roles::FeatureRows phi;
+    hybrid_roles::project<D>(u, x, w);
+    wgmma_wait<0>();
+    wgmma_settle(u);
+    release(x_free);
+    phi.make(u);
+    is_free();
+    phi.store(to);
+    fence_async_proxy();
+    full.arrive();
+}
+
+// The maps' role in a walk with the window: phi_q(c + 2), then phi_k(c), in one tile.
+template <int D>
+__device__ __forceinline__ void make_features(const KeysArgs& args, const KeysRoom<D, true>& room,
+                                              KeysBarriers& barriers) {
+    const FusedHead head = head_of<true>(args);
+    const KeysWalk<true> walk(head, args.in.shape.blocks);
+    load_map<D, kWarpgroup>(room.map(0), args.in.wq, head.h, threadIdx.x % kWarpgroup);
+    load_map<D, kWarpgroup>(room.map(1), args.in.wk, head.hs, threadIdx.x % kWarpgroup);
+    fence_async_proxy();
+    named_sync<kWarpgroup>(kMapsBarrier);
+    for (int c = walk.from; c >= walk.to; --c) {
+        const bool far = walk.is_far(c);
+        if (walk.takes_rows(c)) {
+            const int stage = walk.row_stage(c + 2);
+            barriers.q_full[stage].wait(walk.row_parity(c + 2));
+            if (far)
+                make_phi(room.q(stage), room.map(0), barriers.q_free[stage], room.phi_q(), barriers.phi_q_full,
+                         [&] { barriers.phi_k_free.wait((walk.far_turn(c) - 1) & 1); });
+            else
+                release(barriers.q_free[stage]);
+        }
+        barriers.k_full[0].wait(walk.key_parity(c));
+        if (far)
+            make_phi(room.k(0), room.map(1), barriers.k_free[0], room.phi_k(), barriers.phi_k_full,
+                     [&] { barriers.phi_q_free.wait(walk.growth(c) & 1); });
+        else
+            release(barriers.k_free[0]);
+    }
+}
+
+#endif
+
+}  // namespace lc::kernels::hybrid_keys

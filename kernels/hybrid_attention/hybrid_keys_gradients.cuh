@@ -1,0 +1,206 @@
+// The gradients' role in the walks over the keys (hybrid_keys.cuh): dphi_k, du and dWk; with the window dv and dk.
+#pragma once
+#include "kernels/hybrid_attention/hybrid_keys.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+namespace lc::kernels::hybrid_keys {
+
+__device__ __forceinline__ bool is_live(float feature) {
+    return feature > unpack_bf16(pack_bf16(static_cast<float>(kFeatureEpsilon), 0)).x;
+}
+
+// From g = T v [64,F'] to du = p (g+ - <p,g+>) - n (g- - <n,g->), where g gets t and clamped features have none. A warp reads and
+// writes its own 16 rows, columns of du after it has read them from phi: both may lie in one place.
+__device__ __forceinline__ void put_du(float (&g)[kFusedFeatures / 2], const FeatureTile& phi, const float* t,
+                                       const Panel& du) {
+    float dots[2][2] = {};
+#pragma unroll
+    for (int i = 0; i < kFusedFeatures / 16; ++i) {
+        const FragmentA x = load_wgmma_a(phi, 0, 16 * i);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            float* gradient = g + 8 * i + 2 * r;
+            const float2 feature = unpack_bf16(x.r[r]);
+            const float2 more = *reinterpret_cast<const float2*>(t + 16 * i + r / 2 * 8 + 2 * quad_lane());
+            gradient[0] = is_live(feature.x) ? gradient[0] + more.x : 0;
+            gradient[1] = is_live(feature.y) ? gradient[1] + more.y : 0;
+            float& dot = dots[i / (kFusedMap / 16)][r % 2];
+            dot = fmaf(feature.x, gradient[0], fmaf(feature.y, gradient[1], dot));
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+        dots[0][half] = quad_sum(dots[0][half]), dots[1][half] = quad_sum(dots[1][half]);
+#pragma unroll
+    for (int i = 0; i < kFusedMap / 16; ++i) {
+        FragmentA x = load_wgmma_a(phi, 0, 16 * i);
+        float* up = g + 8 * i;
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const float2 feature = unpack_bf16(x.r[r]);
+            up[2 * r] = feature.x * (up[2 * r] - dots[0][r % 2]);
+            up[2 * r + 1] = feature.y * (up[2 * r + 1] - dots[0][r % 2]);
+        }
+        x = load_wgmma_a(phi, 0, kFusedMap + 16 * i);
+        const float* down = up + kFusedMap / 2;
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const float2 feature = unpack_bf16(x.r[r]);
+            x.r[r] = pack_bf16(fmaf(-feature.x, down[2 * r] - dots[1][r % 2], up[2 * r]),
+                               fmaf(-feature.y, down[2 * r + 1] - dots[1][r % 2], up[2 * r + 1]));
+        }
+        store_operand(du, x, i);
+    }
+}
+
+// Queues C [M = 64, D] += A B: A [K,64] or, K-major, [64,K]; B [K,D].
+template <int D, Major A = Major::MN>
+__device__ __forceinline__ void accumulate(float (&c)[D / 2], const Panel& a, const WgmmaTile<kFusedRows, D>& b,
+                                           bool add = true) {
+    const WgmmaDescriptor left = A == Major::MN ? mn_major(a) : k_major(a), right = mn_major(b);
+#pragma unroll
+    for (int k = 0; k < kFusedRows; k += 16)
+        wgmma_ss<Major::MN, A>(c, left + (A == Major::MN ? 64 * k : k), right + 64 * k, add || k > 0);
+}
+
+// dWk^T [F,D] to the part [D,F].
+template <int D>
+__device__ __forceinline__ void store_dwk(const float (&dwk)[D / 2], float* part) {
+#pragma unroll
+    for (int i = 0; i < D / 2; ++i)
+        part[(i / 4 * 8 + 2 * quad_lane() + i % 2) * kFusedMap + accumulator_row() + i / 2 % 2 * 8] = dwk[i];
+}
+
+// dk or dv of block c: through `staged`, which products of all four warps have read, or as it is.
+template <int D>
+__device__ __forceinline__ void store_keys(const KeysArgs& args, const FusedHead& head, const KeysOutput& to, int c,
+                                           const Panel& staged, const float (&x)[D / 2]) {
+    const int h = args.by_query_head ? head.h : head.hk;
+    named_sync<kWarpgroup>(kGradientsBarrier);
+    if (to.copied) {
+        const WgmmaTile<kFusedRows, D> tile{staged.data};
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) store_operand(tile, wgmma_operand(x, i), i);
+        fence_async_proxy();
+        named_sync<kWarpgroup>(kGradientsBarrier);
+        if (threadIdx.x % kWarpgroup == 0) {
+#pragma unroll
+            for (int p = 0; p < D / 64; ++p)
+                store_panel({tile.data + p * tile.kPanel}, to.map, c * kFusedRows, 64 * p, h, static_cast<int>(head.b));
+            store_commit();
+        }
+        __syncwarp();
+    } else if (to.rows) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int j = c * kFusedRows + accumulator_row() + 8 * half;
+            if (j >= args.in.shape.length) continue;
+#pragma unroll
+            for (int i = 2 * half; i < D / 2; i += 4)
+                to.rows.put(head.b, h, j, i / 4 * 8 + 2 * quad_lane(), make_float2(x[i], x[i + 1]));
+        }
+    }
+}
+
+// A step with the window; kFar: some rows see these keys through T.
+template <int D, bool kFar>
+__device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedHead& head,
+                                              const KeysRoom<D, true>& room, KeysBarriers& barriers,
+                                              const KeysWalk<true>& walk, int c, float (&dwk)[D / 2]) {
+    const int parity = walk.step(c) % 2, own = walk.row_stage(c), next = own ^ 1;
+    float dv[D / 2];
+    {
+        float g[kFusedFeatures / 2];
+        barriers.v_full[0].wait(parity);
+        if constexpr (kFar) {
+            barriers.copy_full.wait(walk.far_turn(c) & 1);
+            wgmma_fence();
+            multiply_rows<kFusedFeatures>(g, room.v(0), 0, room.copy());
+            wgmma_commit();
+        }
+        if (threadIdx.x % kWarpgroup == 0 && c < walk.from) {
+            store_wait_read();  // dv and dk of block c + 1 have left
+            barriers.weights_free.arrive();
+        }
+        __syncwarp();
+        if constexpr (kFar) {
+            wgmma_wait<0>();
+            wgmma_settle(g);
+        }
+        release(barriers.v_free[0]);
+        if constexpr (kFar) {
+            barriers.phi_k_full.wait(walk.far_turn(c) & 1);
+            put_du(g, room.phi_k(), room.t(walk.far_turn(c) % kTotals), room.du());
+            fence_async_proxy();
+            named_sync<kWarpgroup>(kGradientsBarrier);
+        }
+    }
+    barriers.k_full[0].wait(parity);
+    if constexpr (kFar) {
+        wgmma_fence();
+        accumulate<D>(dwk, room.du(), room.k(0));
+        wgmma_commit();
+        const WgmmaDescriptor left = k_major(room.phi_k()), right = mn_major(room.copy());
+#pragma unroll
+        for (int f = 0; f < kFusedFeatures; f += 16)
+            wgmma_ss<Major::MN>(dv, left + k_offset<FeatureTile>(f), right + 64 * f, f > 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+    }
+    release(barriers.k_free[0]);
+    barriers.dn_full[next].wait(walk.row_parity(c + 1));
+    barriers.weights_full[0].wait(parity);
+    wgmma_fence();
+    accumulate<D>(dv, room.weights(0), room.dn(next), kFar);
+    wgmma_commit();
+    if constexpr (kFar) {
+        wgmma_wait<1>();
+        barriers.copy_free.arrive();
+        barriers.phi_k_free.arrive();
+    }
+    barriers.dn_full[own].wait(walk.row_parity(c));
+    barriers.weights_full[1].wait(parity);
+    wgmma_fence();
+    accumulate<D>(dv, room.weights(1), room.dn(own));
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_settle(dv);
+    if constexpr (kFar) wgmma_settle(dwk);
+    release(barriers.dn_free[next]);
+    store_keys<D>(args, head, args.dv, c, room.weights(0), dv);
+
+    float dk[D / 2];
+    barriers.q_full[next].wait(walk.row_parity(c + 1));
+    barriers.q_full[own].wait(walk.row_parity(c));
+    wgmma_fence();
+    accumulate<D>(dk, room.score_gradients(0), room.q(next), false);
+    accumulate<D>(dk, room.score_gradients(1), room.q(own));
+    if constexpr (kFar) {
+        const WgmmaDescriptor left = k_major(room.du()), right = k_major(room.map(1));
+#pragma unroll
+        for (int f = 0; f < kFusedMap; f += 16) wgmma_ss<Major::K>(dk, left + f, right + f, true);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_settle(dk);
+    release(barriers.q_free[next]);
+    store_keys<D>(args, head, args.dk, c, room.score_gradients(0), dk);
+}
+
+template <int D>
+__device__ __forceinline__ void make_gradients(const KeysArgs& args, const KeysRoom<D, true>& room,
+                                               KeysBarriers& barriers) {
+    const FusedHead head = head_of<true>(args);
+    const KeysWalk<true> walk(head, args.in.shape.blocks);
+    float dwk[D / 2] = {};
+    int c = walk.from;
+    for (; c >= walk.to && !walk.is_far(c); --c) make_gradient<D, false>(args, head, room, barriers, walk, c, dwk);
+    for (; c >= walk.to; --c) make_gradient<D, true>(args, head, room, barriers, walk, c, dwk);
+    if (args.dwk_parts) store_dwk<D>(dwk, args.dwk_parts + head.part() * D * kFusedMap);
+    if (threadIdx.x % kWarpgroup == 0) store_wait();
+}
+
+}  // namespace lc::kernels::hybrid_keys
+
+#endif

@@ -1,0 +1,188 @@
+// The state's role in the walks over the keys (hybrid_keys.cuh): T^T and t, the copy of T that products read, and the copies of q, dN,
+// k and v.
+#pragma once
+#include "kernels/hybrid_attention/hybrid_keys.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+namespace lc::kernels::hybrid_keys {
+
+// One thread queues copies. Each waits until the tile's last reader is done.
+template <int D, bool kWindow>
+struct KeysCopies {
+    using Rows = typename KeysTraits<D, kWindow>::Rows;
+    const KeysArgs& args;
+    const FusedHead& head;
+    const KeysRoom<D, kWindow>& room;
+    KeysBarriers& barriers;
+    const KeysWalk<kWindow>& walk;
+
+    __device__ __forceinline__ void begin() const {
+        rows(walk.from + (kWindow ? 1 : 2)), keys(walk.from), values(walk.from);
+        if (kWindow) rows(walk.from);
+    }
+    // q, dN and dZ of block b; zeros behind the last.
+    __device__ __forceinline__ void rows(int b) const {
+        const int stage = walk.row_stage(b), parity = walk.row_parity(b);
+        copy(args.q, head.h, b, room.q(stage), barriers.q_full[stage], barriers.q_free[stage], parity);
+        const bool there = b < walk.blocks;
+        copy(args.dn, head.h, b, room.dn(stage), barriers.dn_full[stage], barriers.dn_free[stage], parity,
+             there ? kFusedRows * static_cast<int>(sizeof(float)) : 0);
+        if (there)
+            copy_bulk(room.dz(stage), args.dz + (head.item * walk.blocks + b) * kFusedRows,
+                      kFusedRows * static_cast<int>(sizeof(float)), barriers.dn_full[stage]);
+    }
+    __device__ __forceinline__ void keys(int c) const {
+        const int stage = walk.key_stage(c);
+        copy(args.k, head.hk, c, room.k(stage), barriers.k_full[stage], barriers.k_free[stage], walk.key_parity(c));
+    }
+    __device__ __forceinline__ void values(int c) const {
+        const int stage = walk.key_stage(c);
+        copy(args.v, head.hk, c, room.v(stage), barriers.v_full[stage], barriers.v_free[stage], walk.key_parity(c));
+    }
+
+  private:
+    __device__ __forceinline__ void copy(const CUtensorMap& map, int h, int b, const Rows& tile, Barrier& full,
+                                         Barrier& free, int parity, int more_bytes = 0) const {
+        free.wait(parity ^ 1);
+        full.expect(Rows::kBytes + more_bytes);
+        copy_tile(tile, map, b * kFusedRows, h, static_cast<int>(head.b), full);
+    }
+};
+
+// T^T [D,F'] in registers, 64 of D in each panel, and t [F'] in shared memory.
+template <int D>
+struct KeysState {
+    static constexpr int kPanels = D / 64;
+    float sums[kPanels][kFusedFeatures / 2] = {};
+
+    // From [F',D] and [F'] in memory, or zeros; t, in all places, is visible after the next barrier.
+    __device__ __forceinline__ void begin(const float* starts, float* t) {
+        const int feature = threadIdx.x % kWarpgroup;
+        const float total = starts ? starts[kFusedFeatures * D + feature] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < kTotals; ++i) t[i * kFusedFeatures + feature] = total;
+        if (!starts) return;
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p)
+            hybrid_roles::each_state<D>(sums[p], p, [&](float& x, int place) { x = starts[place]; });
+    }
+    // += dN^T phi_q; t = before + dZ^T phi_q, each warp for 32 features.
+    __device__ __forceinline__ void add(const WgmmaTile<kFusedRows, D>& dn, const float* dz, const FeatureTile& phi,
+                                        const float* before, float* t) {
+        const WgmmaDescriptor features = mn_major(phi);
+        wgmma_fence();
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) {
+            const WgmmaDescriptor rows = mn_major(Panel{dn.data + p * dn.kPanel});
+#pragma unroll
+            for (int k = 0; k < kFusedRows; k += 16)
+                wgmma_ss<Major::MN, Major::MN>(sums[p], rows + 64 * k, features + 64 * k, true);
+        }
+        wgmma_commit();
+        const SplitWeights weights{dz};
+        const int lane = threadIdx.x % kWarp;
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+            const int first = warp_index() % 4 * 32 + 16 * m;
+            Accumulator more = {};
+#pragma unroll
+            for (int k = 0; k < kFusedRows; k += 16) {
+                FragmentA a;
+                ldmatrix_transposed(a.r, phi.chunk(k + lane % 8 + lane / 16 * 8, first + lane / 8 % 2 * 8));
+                mma(more, a, weights(k), 0);
+            }
+            if (quad_lane() != 0) continue;
+            const int feature = first + quad_row();
+            t[feature] = before[feature] + (more.c[0] + more.c[1]);
+            t[feature + 8] = before[feature + 8] + (more.c[2] + more.c[3]);
+        }
+        __syncwarp();
+        wgmma_wait<0>();
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) wgmma_settle(sums[p]);
+    }
+    // The copy of T, rounded.
+    __device__ __forceinline__ void publish(const WgmmaTile<kFusedFeatures, D>& copy) const {
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) {
+            const WgmmaTile<kFusedFeatures, 64> panel{copy.data + p * copy.kPanel};
+#pragma unroll
+            for (int i = 0; i < kFusedFeatures / 16; ++i) store_operand_transposed(panel, wgmma_operand(sums[p], i), i);
+        }
+    }
+};
+
+// By one thread, before all meet: barriers, and the first tiles, which come while the maps are loaded.
+template <int D, bool kWindow>
+__device__ __forceinline__ void begin_walk(const KeysArgs& args, const KeysRoom<D, kWindow>& room,
+                                           KeysBarriers& barriers) {
+    const FusedHead head = head_of<kWindow>(args);
+    const KeysWalk<kWindow> walk(head, args.in.shape.blocks);
+    barriers.init<kWindow>();
+    KeysCopies<D, kWindow>{args, head, room, barriers, walk}.begin();
+}
+
+template <int D, bool kWindow>
+__device__ __forceinline__ void keep_state(const KeysArgs& args, const KeysRoom<D, kWindow>& room,
+                                           KeysBarriers& barriers) {
+    const FusedShape& s = args.in.shape;
+    const FusedHead head = head_of<kWindow>(args);
+    const KeysWalk<kWindow> walk(head, s.blocks);
+    const KeysCopies<D, kWindow> copies{args, head, room, barriers, walk};
+    const bool leads = threadIdx.x % kWarpgroup == 0;
+    const auto begin_step = [&](int c) {
+        if (leads) {
+            if (kWindow && c < walk.from) copies.values(c), copies.keys(c);
+            if (!kWindow && c > walk.to) copies.rows(c + 1);
+        }
+        __syncwarp();
+    };
+    const auto end_step = [&](int c) {
+        if (leads) {
+            if (kWindow && c < walk.from) copies.rows(c);
+            if (!kWindow && c > walk.to) copies.values(c - 1), copies.keys(c - 1);
+        }
+        __syncwarp();
+    };
+    int c = walk.from;
+    for (; c >= walk.to && !walk.is_far(c); --c) {
+        begin_step(c);
+        if (walk.takes_rows(c)) {
+            barriers.dn_full[walk.row_stage(c + 2)].wait(walk.row_parity(c + 2));
+            barriers.dn_free[walk.row_stage(c + 2)].arrive();
+        }
+        end_step(c);
+    }
+    KeysState<D> state;
+    state.begin(
+        head.segment == 0 ? nullptr : args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>,
+        room.t(0));
+    named_sync<kWarpgroup>(kStateBarrier);
+    const auto publish = [&](int c) {
+        barriers.copy_free.wait((walk.far_turn(c) - 1) & 1);
+        state.publish(room.copy());
+        fence_async_proxy();
+        barriers.copy_full.arrive();
+    };
+    if (c >= walk.to && !walk.takes_rows(c)) {
+        publish(c);
+        --c;
+    }
+    for (; c >= walk.to; --c) {
+        begin_step(c);
+        const int stage = walk.row_stage(c + 2), turn = walk.far_turn(c);
+        barriers.dn_full[stage].wait(walk.row_parity(c + 2));
+        barriers.phi_q_full.wait(walk.growth(c) & 1);
+        state.add(room.dn(stage), room.dz(stage), room.phi_q(), room.t((turn + kTotals - 1) % kTotals),
+                  room.t(turn % kTotals));
+        barriers.phi_q_free.arrive();
+        barriers.dn_free[stage].arrive();
+        publish(c);
+        end_step(c);
+    }
+}
+
+}  // namespace lc::kernels::hybrid_keys
+
+#endif
