@@ -1,0 +1,139 @@
+#include "kernels/frozen_linear/frozen_linear.h"
+
+#include <optional>
+
+#include "core/parallel.h"
+#include "kernels/accumulate/accumulate.h"
+#include "kernels/common/dispatch.h"
+#include "kernels/frozen_linear/frozen_linear_naive.h"
+#include "kernels/linear/linear.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "kernels/swiglu/swiglu.h"
+
+namespace lc::kernels {
+namespace {
+
+void check_matrix(const FrozenLinear& a, const FrozenMatrix& m) {
+    const int64_t in = a.x.size(-1), out = m.w.rank() == 2 ? m.w.size(0) : 0;
+    LC_CHECK(m.w.rank() == 2 && m.w.size(1) == in, "frozen_linear: w must be [Out,{}], got {}", in, m.w.shape());
+    LC_CHECK(!m.b || m.b.shape() == Shape{out}, "frozen_linear: b must be [{}], got {}", out, m.b.shape());
+    if (a.code == WeightCode::none) return require_alike("frozen_linear", {a.x, m.w, m.b});
+    require_alike("frozen_linear", {a.x, m.b});
+    LC_CHECK(m.w.dtype == DType::u8 && m.w.layout.is_contiguous() && m.w.device == a.x.device,
+             "frozen_linear: codes must be dense u8 beside x, got {}", name_of(m.w.dtype));
+    LC_CHECK(m.scale && m.scale.dtype == DType::f32 && m.scale.shape() == Shape{out} && m.scale.layout.is_contiguous(),
+             "frozen_linear: the scale of codes [{},{}] must be [{}], dense f32", out, in, out);
+}
+
+void check(const FrozenLinear& a) {
+    LC_CHECK(a.x.rank() >= 1, "frozen_linear: x must be [...,In], got {}", a.x.shape());
+    LC_CHECK(a.gated ? a.matrices.size() == 2 : !a.matrices.empty() && a.matrices.size() <= 3,
+             "frozen_linear: {} matrices", a.matrices.size());
+    LC_CHECK(a.y.size() == (a.gated ? 1 : a.matrices.size()), "frozen_linear: {} results of {} matrices", a.y.size(),
+             a.matrices.size());
+    LC_CHECK(!a.gated || a.matrices[0].w.shape() == a.matrices[1].w.shape(),
+             "frozen_linear: gate and up must be alike, got {} and {}", a.matrices[0].w.shape(),
+             a.matrices[1].w.shape());
+    LC_CHECK(!a.norm_weight || a.norm_weight.shape() == Shape{a.x.size(-1)},
+             "frozen_linear: norm_weight must be [{}], got {}", a.x.size(-1), a.norm_weight.shape());
+    require_wide("frozen_linear", a.x, {a.norm_weight});
+    for (const FrozenMatrix& m : a.matrices) check_matrix(a, m);
+    for (size_t j = 0; j < a.y.size(); ++j) {
+        Shape shape = a.x.shape();
+        shape[-1] = a.matrices[j].w.size(0);
+        LC_CHECK(a.y[j].shape() == shape, "frozen_linear: y must be {}, got {}", shape, a.y[j].shape());
+        require_alike("frozen_linear", {a.x, a.y[j], a.residual});
+    }
+    LC_CHECK(!a.residual || (a.y.size() == 1 && a.residual.shape() == a.y[0].shape()),
+             "frozen_linear: residual must be {}, of one y, got {}", a.y[0].shape(), a.residual.shape());
+}
+
+// A dense tensor in workspace.
+struct Workspace {
+    std::shared_ptr<std::byte> memory;
+    TensorView view;
+    Workspace(const Shape& shape, const TensorView& like, Stream stream)
+        : Workspace(shape, like.dtype, like.device, stream) {}
+    Workspace(const Shape& shape, DType dtype, Device device, Stream stream)
+        : memory(allocator(device).allocate(numel_of(shape) * size_of(dtype), stream)),
+          view{memory.get(), Layout::contiguous(shape), dtype, device} {}
+};
+
+TensorView rows_of(TensorView view, int64_t begin, int64_t end) {
+    if (view) view.layout = view.layout.slice(0, begin, end - begin);
+    return view;
+}
+
+// Some rows of codes at a time, which stay in cache between decoding and product.
+void multiply_coded_cpu(const FrozenLinear& a, const TensorView& x, const FrozenMatrix& m, const TensorView& residual,
+                        const TensorView& y, Stream stream) {
+    constexpr int64_t kBlock = 64;
+    const int64_t in = m.w.size(1), out = m.w.size(0);
+    parallel_for((out + kBlock - 1) / kBlock, 1, [&](int64_t first, int64_t last) {
+        const Workspace w({kBlock, in}, x, stream);
+        for (int64_t block = first; block < last; ++block) {
+            const int64_t begin = block * kBlock, end = std::min(out, begin + kBlock);
+            const TensorView dense = rows_of(w.view, 0, end - begin);
+            decode_weights(
+                {.codes = rows_of(m.w, begin, end), .scale = rows_of(m.scale, begin, end), .w = dense, .code = a.code},
+                stream);
+            const auto columns = [&](TensorView view) {
+                if (view) view.layout = view.layout.slice(-1, begin, end - begin);
+                return view;
+            };
+            linear_forward({.x = x, .w = dense, .b = columns(m.b), .residual = columns(residual), .y = columns(y)},
+                           stream);
+        }
+    });
+}
+
+void multiply(const FrozenLinear& a, const TensorView& x, const FrozenMatrix& m, const TensorView& residual,
+              const TensorView& y, Stream stream) {
+    if (a.code == WeightCode::none)
+        return linear_forward({.x = x, .w = m.w, .b = m.b, .residual = residual, .y = y}, stream);
+    if (x.device.is_cpu()) return multiply_coded_cpu(a, x, m, residual, y, stream);
+    const Workspace w(m.w.shape(), x, stream);
+    decode_weights({.codes = m.w, .scale = m.scale, .w = w.view, .code = a.code}, stream);
+    linear_forward({.x = x, .w = w.view, .b = m.b, .residual = residual, .y = y}, stream);
+}
+
+}  // namespace
+
+void frozen_linear_by_parts(const FrozenLinear& a, Stream stream) {
+    TensorView x = a.x;
+    std::optional<Workspace> normed, rstd;
+    if (a.norm_weight) {
+        normed.emplace(a.x.shape(), a.x, stream);
+        rstd.emplace(Shape{row_count(a.x.shape())}, statistics_dtype(a.x.dtype), a.x.device, stream);
+        rms_norm_forward({.x = a.x,
+                          .weight = a.norm_weight,
+                          .y = normed->view,
+                          .rstd = rstd->view,
+                          .eps = a.norm_eps,
+                          .offset = a.norm_offset},
+                         stream);
+        x = normed->view;
+    }
+    if (!a.gated) {
+        for (size_t j = 0; j < a.y.size(); ++j) multiply(a, x, a.matrices[j], a.residual, a.y[j], stream);
+        return;
+    }
+    const Workspace gate(a.y[0].shape(), a.x, stream), up(a.y[0].shape(), a.x, stream);
+    multiply(a, x, a.matrices[0], {}, gate.view, stream);
+    multiply(a, x, a.matrices[1], {}, up.view, stream);
+    swiglu_forward({.gate = gate.view, .up = up.view, .y = a.y[0]}, stream);
+    if (a.residual) accumulate({.source = a.residual, .target = a.y[0]}, stream);
+}
+
+void frozen_linear(const FrozenLinear& args, Stream stream) {
+    const ProfileZone zone("frozen_linear");
+    check(args);
+    if constexpr (cuda::kBuilt)
+        if (on_cuda("frozen_linear", args.x)) return frozen_linear_cuda(args, stream);
+    require_cpu(args.x, "frozen_linear");
+    if (use_fast_cpu(args.x.dtype)) return frozen_linear_by_parts(args, stream);
+    dispatch_compute(args.x.dtype, "frozen_linear",
+                     [&](auto type) { frozen_linear_naive<typename decltype(type)::type>(args); });
+}
+
+}  // namespace lc::kernels

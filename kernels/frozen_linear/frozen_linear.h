@@ -1,0 +1,47 @@
+// Linear layers of one input with weights that are only read, as generation runs them: a norm in front, an activation or a residual
+// behind, and matrices that may be in eight bits.
+//
+//   n = x, or the RMS norm of x by norm_weight (kernels/rms_norm)
+//   u_j = n W_j^T + b_j                                  up to three W_j;  W_j dense, or scale_j value(code_j) (kernels/weight_code)
+//   y_j = u_j + residual       or, gated, of two W_j:    y_0 = silu(u_0) u_1 + residual
+//
+// On sm_90a few rows of bf16 (streamed_rows) take a kernel that streams the weights: there the bits of a row of y depend on neither the
+// other rows nor their number.
+#pragma once
+#include <span>
+
+#include "core/device.h"
+#include "core/tensor.h"
+#include "kernels/weight_code/weight_code.h"
+
+namespace lc::kernels {
+
+struct FrozenMatrix {
+    TensorView w;      // [Out,In]  in, dtype of x; with a code u8, dense
+    TensorView scale;  // [Out]     in, f32, dense, with a code only
+    TensorView b;      // [Out]     in, dtype of x, or empty
+};
+
+struct FrozenLinear {
+    TensorView x;                            // [...,In]  in
+    TensorView norm_weight;                  // [In]      in, or empty: no norm; on the GPU f32 or the dtype of x
+    std::span<const FrozenMatrix> matrices;  // one to three; gated: gate and up, of one shape
+    TensorView residual;                     // [...,Out] in, or empty; only where there is one y
+    std::span<const TensorView> y;           // [...,Out] out, one a matrix; gated: one
+    WeightCode code = WeightCode::none;      // of all matrices
+    bool gated = false;
+    double norm_eps = 1e-5, norm_offset = 0;  // as in RmsNormForward
+};
+void frozen_linear(const FrozenLinear& args, Stream stream);
+void frozen_linear_cuda(const FrozenLinear& args, Stream stream);
+
+// Most rows of x that the streaming kernel takes.
+constexpr int64_t streamed_rows(WeightCode code) {
+    return code == WeightCode::none ? 16 : 32;
+}
+// Where that kernel applies; false, and nothing done, where it does not.
+bool frozen_linear_stream(const FrozenLinear& args, Stream stream);
+// The ops one after the other, a coded matrix decoded into workspace: any device, dtype and shape.
+void frozen_linear_by_parts(const FrozenLinear& args, Stream stream);
+
+}  // namespace lc::kernels
