@@ -133,6 +133,7 @@ void Decoder::merge_lora() {
         for (const std::string_view name : kProjectionNames) {
             Projection& projection = *find_projection(layer, name);
             if (!projection.lora_a.defined()) continue;
+            LC_CHECK(projection.weight.dtype() != DType::u8, "decoder: adapters cannot be merged into codes");
             const Tensor change = scale(matmul(projection.lora_b, projection.lora_a), projection.lora_scale);
             projection.weight.copy_from(add(projection.weight.to(placement_.wide()), change));
             projection.drop_lora();

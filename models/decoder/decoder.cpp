@@ -1,4 +1,4 @@
-// The forward pass. Loading is in weights.cpp, parameter groups in parameters.cpp, conversion in linearize.cpp.
+// The forward pass; frozen_forward.cpp has its form for weights that are only read. Loading is in weights.cpp, parameter groups in parameters.cpp, conversion in linearize.cpp.
 #include "models/decoder/decoder.h"
 
 #include <cmath>
@@ -97,8 +97,10 @@ Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
     LC_CHECK(h.rank() == 3 && h.size(2) == config_.hidden_size, "decoder: h must be [B,T,{}], got {}",
              config_.hidden_size, h.shape());
     const int64_t batch = h.size(0), length = h.size(1), d = config_.head_dim;
-    const Tensor x = norm(h, layer.input_norm);
-    const auto [q, k, v] = project_together(x, {&layer.q, &layer.k, &layer.v});
+    const bool adapted = layer.q.lora_a.defined() || layer.k.lora_a.defined() || layer.v.lora_a.defined();
+    const auto [q, k, v] = !adapted && reads_frozen(h, layer.q.weight)
+                               ? frozen_qkv(layer, h)
+                               : project_together(norm(h, layer.input_norm), {&layer.q, &layer.k, &layer.v});
     const auto heads = [&](const Tensor& projected, int64_t count, const Tensor& head_norm) {
         Tensor rows = reshape(projected, {batch, length, count, d});
         if (head_norm.defined()) rows = rms_norm(rows, head_norm, config_.norm_eps, config_.block.norm_offset);
@@ -122,6 +124,7 @@ Tensor Decoder::attend(int64_t index, const Qkv& qkv, AttentionMode mode, Terms 
 Tensor Decoder::finish(int64_t index, const Tensor& h, const Tensor& y) const {
     const DecoderLayer& layer = checked_layer(index);
     const Tensor rows = reshape(permute(y, {0, 2, 1, 3}), {h.size(0), h.size(1), config_.num_heads * config_.head_dim});
+    if (!layer.o.lora_a.defined() && reads_frozen(rows, layer.up)) return frozen_finish(layer, h, rows);
     if (config_.block.parallel) {
         const Tensor sum = add(layer.o.forward(rows), h);
         return linear(mlp_inner(layer, norm(h, layer.input_norm)), layer.down, layer.down_bias, sum);
@@ -133,7 +136,10 @@ Tensor Decoder::finish(int64_t index, const Tensor& h, const Tensor& y) const {
 Tensor Decoder::mlp_inner(const DecoderLayer& layer, const Tensor& x) const {
     const Tensor up = linear(x, layer.up, layer.up_bias);
     if (!config_.block.gated) return gelu(up);
-    const Tensor gate = linear(x, layer.gate, layer.gate_bias);
+    return activate(linear(x, layer.gate, layer.gate_bias), up);
+}
+
+Tensor Decoder::activate(const Tensor& gate, const Tensor& up) const {
     return config_.block.activation == io::Activation::silu ? swiglu(gate, up) : geglu(gate, up);
 }
 
@@ -169,7 +175,10 @@ Tensor Decoder::hidden(const Tensor& ids, const ForwardOptions& options) const {
 }
 
 Tensor Decoder::logits_of(const Tensor& h) const {
-    return reshape(linear(final_norm(h), lm_head(), head_bias()), {h.size(0) * h.size(1), config_.vocab_size});
+    const Tensor logits = reads_frozen(h, lm_head())
+                              ? frozen_products(h, &final_norm_, {{lm_head(), {}, head_bias()}})[0]
+                              : linear(final_norm(h), lm_head(), head_bias());
+    return reshape(logits, {h.size(0) * h.size(1), config_.vocab_size});
 }
 
 Tensor Decoder::logits(const Tensor& ids, const ForwardOptions& options) const {

@@ -14,11 +14,14 @@
 #pragma once
 #include <array>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "autograd/ops/hybrid_attention.h"
+#include "kernels/weight_code/weight_code.h"
 #include "models/attention/attention_spec.h"
 #include "models/decoder/config.h"
 #include "models/placement.h"
@@ -29,6 +32,8 @@ class SafetensorsModel;
 }  // namespace lc::io
 
 namespace lc::models {
+
+using kernels::WeightCode;
 
 enum class AttentionMode : uint8_t {
     Softmax,
@@ -43,6 +48,7 @@ struct Norm {
 // A frozen weight and, if adapted, its LoRA pair.
 struct Projection {
     Tensor weight, bias;    // [Out,In], [Out]; no bias in most families
+    Tensor scale;           // [Out], f32: weight holds codes (Decoder::encode_projections)
     Tensor lora_a, lora_b;  // [R,In], [Out,R]; undefined: none
     double lora_scale = 0;  // alpha / R
     Tensor forward(const Tensor& x) const;
@@ -52,11 +58,12 @@ struct Projection {
 struct DecoderLayer {
     Norm input_norm, post_attention_norm;  // the latter not in parallel blocks
     Projection q, k, v, o;
-    Tensor q_norm, k_norm;                 // [head_dim], some families
-    Tensor gate, up, down;                 // [I,D], [I,D], [D,I]; no gate in some families
-    Tensor gate_bias, up_bias, down_bias;  // [I], [I], [D]; some families
-    FeatureMaps maps;                      // undefined unless linearized
-    Tensor mix_logit;                      // [H], hybrid only
+    Tensor q_norm, k_norm;                    // [head_dim], some families
+    Tensor gate, up, down;                    // [I,D], [I,D], [D,I]; no gate in some families
+    Tensor gate_bias, up_bias, down_bias;     // [I], [I], [D]; some families
+    Tensor gate_scale, up_scale, down_scale;  // as Projection::scale
+    FeatureMaps maps;                         // undefined unless linearized
+    Tensor mix_logit;                         // [H], hybrid only
     bool linearized = false;
 };
 
@@ -71,6 +78,9 @@ struct LoadOptions {
     bool follow_symlinks = true;
     LayerRange layers;
     bool ignore_sliding_window = false;  // softmax attention over all keys, as the authors of LoLCATs ran Mistral
+    // Not none: the MLP's matrices, most of a model, become codes layer by layer while it is read, so that it never lies there in its
+    // dtype. What adapters may change stays until encode_projections.
+    WeightCode weight_code = WeightCode::none;
 };
 
 struct LoraSpec {
@@ -125,6 +135,11 @@ class Decoder {
     void add_lora(const LoraSpec& spec, uint64_t seed);
     void merge_lora();  // W += s B A, then drops the pairs
     const std::optional<LoraSpec>& lora() const { return lora_; }
+    // Turns the matrices of all layers (q, k, v, o, gate, up, down) into codes with a scale a row, for good: the model then computes
+    // without gradients, and has no base_parameters(). Embedding, head, norms and biases stay. Adapters must be merged before. None
+    // does nothing.
+    void encode_projections(WeightCode code);
+    WeightCode weight_code() const { return weight_code_; }
 
     // --- the pieces of a forward pass; h is [B,T,D] ---
     Tensor embed(const Tensor& ids) const;                                    // ids [B,T] on any device -> h
@@ -176,6 +191,8 @@ class Decoder {
     Decoder(const DecoderConfig& config, LayerRange layers, const Placement& placement);
     void make_rope_table();
     std::vector<WeightSlot> weight_slots();  // of the base model, in a fixed order
+    // Slots of what is read at a time: everything, or, where the weights become codes, a layer. `read` fills them.
+    void read_slots(const std::function<void(std::span<const WeightSlot>)>& read);
     std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
     void linearize_layer(int64_t layer, uint64_t seed);
     const DecoderLayer& checked_layer(int64_t index) const;
@@ -187,6 +204,19 @@ class Decoder {
     std::pair<Tensor, Tensor> add_norm(const Tensor& x, const Tensor& residual,
                                        const Norm& norm) const;          // of the sum; the sum
     Tensor mlp_inner(const DecoderLayer& layer, const Tensor& x) const;  // before `down`
+    Tensor activate(const Tensor& gate, const Tensor& up) const;
+
+    // The same pieces through kernels/frozen_linear (frozen_forward.cpp), where `reads_frozen`: weights are codes, or few rows stream them.
+    struct FrozenWeight {
+        const Tensor &weight, &scale, &bias;
+    };
+    bool reads_frozen(const Tensor& x, const Tensor& weight) const;
+    std::vector<Tensor> frozen_products(const Tensor& x, const Norm* norm, const std::vector<FrozenWeight>& weights,
+                                        const Tensor& residual = {}, bool gated = false) const;
+    std::array<Tensor, 3> frozen_qkv(const DecoderLayer& layer, const Tensor& h) const;
+    Tensor frozen_finish(const DecoderLayer& layer, const Tensor& h, const Tensor& rows) const;
+    void encode(Tensor& weight, Tensor& scale) const;
+    void encode_mlp(DecoderLayer& layer) const;
 
     DecoderConfig config_;
     Placement placement_;
@@ -197,6 +227,7 @@ class Decoder {
     Tensor rope_cos_, rope_sin_;  // [max_positions, R/2], R numbers of a head rotated
     std::optional<AttentionSpec> attention_;
     std::optional<LoraSpec> lora_;
+    WeightCode weight_code_ = WeightCode::none;
 };
 
 // The projection of a layer by its name in files ("q_proj", "k_proj", "v_proj", "o_proj"); nullptr for another name.

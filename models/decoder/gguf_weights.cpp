@@ -57,12 +57,15 @@ Decoder Decoder::load_gguf(const io::GgufFile& file, const LoadOptions& options)
         LC_REQUIRE(BadInput, known.contains(tensor.name),
                    "{}: tensor '{}' is no part of the model that its metadata describe", source, tensor.name);
     decoder.make_rope_table();
-    for (const WeightSlot& slot : decoder.weight_slots()) {
-        Tensor weight = file.read(*file.find(gguf_name_of(slot.name)));
-        if (slot.name.ends_with("q_proj.weight")) weight = halves_of_pairs(weight, config.num_heads);
-        if (slot.name.ends_with("k_proj.weight")) weight = halves_of_pairs(weight, config.num_kv_heads);
-        *slot.tensor = frozen(weight.to(decoder.dtype()).to(decoder.device()));
-    }
+    decoder.weight_code_ = options.weight_code;
+    decoder.read_slots([&](std::span<const WeightSlot> slots) {
+        for (const WeightSlot& slot : slots) {
+            Tensor weight = file.read(*file.find(gguf_name_of(slot.name)));
+            if (slot.name.ends_with("q_proj.weight")) weight = halves_of_pairs(weight, config.num_heads);
+            if (slot.name.ends_with("k_proj.weight")) weight = halves_of_pairs(weight, config.num_kv_heads);
+            *slot.tensor = frozen(weight.to(decoder.dtype()).to(decoder.device()));
+        }
+    });
     return decoder;
 }
 

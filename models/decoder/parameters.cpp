@@ -7,6 +7,8 @@
 namespace lc::models {
 
 std::vector<NamedTensor> Decoder::base_parameters() const {
+    LC_CHECK(weight_code_ == WeightCode::none, "decoder: weights in {} are no base weights any more",
+             kernels::name_of(weight_code_));
     Decoder handles = *this;  // the slots point to where weights may be put; these handles share the weights themselves
     std::vector<NamedTensor> parameters;
     for (const WeightSlot& slot : handles.weight_slots()) parameters.push_back({slot.name, *slot.tensor});

@@ -1,4 +1,5 @@
 // Where a decoder's weights come from: a Hugging Face directory, or random numbers.
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -131,6 +132,7 @@ std::vector<Decoder::WeightShape> Decoder::base_weights(const DecoderConfig& con
 
 Decoder Decoder::load(const io::SafetensorsModel& files, const DecoderConfig& config, const LoadOptions& options) {
     Decoder decoder(config, options.layers, options.placement);
+    decoder.weight_code_ = options.weight_code;
     // All names and shapes first: a wrong model is refused before gigabytes are read.
     std::set<std::string> known;
     for (const auto& [name, shape] : base_weights(config)) {
@@ -139,13 +141,34 @@ Decoder Decoder::load(const io::SafetensorsModel& files, const DecoderConfig& co
     }
     refuse_strangers(files, known, config.tie_embeddings);
     decoder.make_rope_table();
-    std::vector<io::WeightRequest> requests;
-    for (const WeightSlot& slot : decoder.weight_slots()) {
-        *slot.tensor = frozen(Tensor::empty(slot.shape, decoder.dtype(), decoder.device()));
-        requests.push_back({slot.name, *slot.tensor});
-    }
-    log_read(files.directory(), io::read_weights(files, requests));
+    io::ReadReport total;
+    decoder.read_slots([&](std::span<const WeightSlot> slots) {
+        std::vector<io::WeightRequest> requests;
+        for (const WeightSlot& slot : slots) {
+            *slot.tensor = frozen(Tensor::empty(slot.shape, decoder.dtype(), decoder.device()));
+            requests.push_back({slot.name, *slot.tensor});
+        }
+        const io::ReadReport report = io::read_weights(files, requests);
+        total.bytes += report.bytes, total.seconds += report.seconds;
+    });
+    log_read(files.directory(), total);
     return decoder;
+}
+
+void Decoder::read_slots(const std::function<void(std::span<const WeightSlot>)>& read) {
+    const std::vector<WeightSlot> slots = weight_slots();
+    const std::span<const WeightSlot> all(slots);
+    if (weight_code_ == WeightCode::none) return read(all);
+    size_t begin = 0;
+    for (int64_t i = 0; i < num_layers();
+         ++i) {  // what comes before the first layer is read with it, what comes after the last too
+        const auto own = [&](const WeightSlot& slot) { return slot.name.starts_with(layer_name(i)); };
+        const auto behind = std::find_if(slots.rbegin(), slots.rend(), own).base() - slots.begin();
+        const size_t end = i + 1 == num_layers() ? slots.size() : static_cast<size_t>(behind);
+        read(all.subspan(begin, end - begin));
+        encode_mlp(layer(i));
+        begin = end;
+    }
 }
 
 Decoder Decoder::unfilled(DecoderConfig config, LayerRange layers) {

@@ -21,6 +21,13 @@ std::string name_of(DecodeMode mode) {
                        mode.state == StateStorage::Bf16 ? ", states in bf16" : "");
 }
 
+std::string dtype_of(const Decoder& decoder) {
+    std::string name(lc::name_of(decoder.dtype()));
+    if (decoder.weight_code() != WeightCode::none)
+        name += fmt::format(", weights in {}", kernels::name_of(decoder.weight_code()));
+    return name;
+}
+
 io::Metadata metadata_of(const Conversation& conversation, const ModelIdentity& identity) {
     const Decoder& decoder = conversation.decoder();
     return {{"format", kFormat},
@@ -28,7 +35,7 @@ io::Metadata metadata_of(const Conversation& conversation, const ModelIdentity& 
             {"model_hash", identity.model_hash},
             {"run_hash", identity.run_hash},
             {"attention", name_of(conversation.mode())},
-            {"dtype", std::string(lc::name_of(decoder.dtype()))}};
+            {"dtype", dtype_of(decoder)}};
 }
 
 int64_t read_position(const io::Metadata& metadata, const std::string& source, int64_t most) {
