@@ -41,6 +41,9 @@ void add_stages(CLI::App& verb, Flags& flags) {
     verb.add_option("--transfer-epochs", options.transfer_budget.epochs, "epochs of stage 1")
         ->check(CLI::PositiveNumber);
     verb.add_option("--transfer-lr", flags.transfer_lr, "learning rate of stage 1");
+    verb.add_flag(
+        "--transfer-fp8", options.transfer_fp8,
+        "stage 1: frozen layers multiply in fp8 (e4m3, weights and inputs); faster on compute capability 9.0");
     verb.add_option("--finetune-steps", options.finetune_budget.steps, "optimizer steps of stage 2; 0: by epochs")
         ->check(CLI::NonNegativeNumber);
     verb.add_option("--finetune-epochs", options.finetune_budget.epochs, "epochs of stage 2")

@@ -62,6 +62,7 @@ Setup set_up(const EndToEndOptions& o) {
                "--batch, --accumulate, --steps and --prompt must be at least 1, --seq-len 2, --warmup 0");
     LC_REQUIRE(Usage, !decode || o.new_tokens > o.warmup, "--new-tokens must be more than --warmup, got {} and {}",
                o.new_tokens, o.warmup);
+    LC_REQUIRE(Usage, !o.fp8 || o.stage == "transfer", "--fp8 is of --stage transfer");
     LC_REQUIRE(Usage, sample, "--sample must be one of {}, got '{}'", fmt::join(kSampleNames, ", "), o.sample);
     LC_REQUIRE(Usage, o.state_dtype == "f32" || o.state_dtype == "bf16", "--state-dtype must be f32 or bf16, got '{}'",
                o.state_dtype);
@@ -89,7 +90,7 @@ train::PackedChunks random_chunks(int64_t chunks, int64_t length, int64_t vocabu
 
 std::unique_ptr<train::Stage> make_stage(const Setup& setup, Decoder& decoder, const train::PackedChunks& validation) {
     const EndToEndOptions& o = setup.options;
-    if (o.stage == "transfer") return std::make_unique<train::AttentionTransfer>(decoder, validation, o.batch);
+    if (o.stage == "transfer") return std::make_unique<train::AttentionTransfer>(decoder, validation, o.batch, o.fp8);
     decoder.add_lora({.rank = o.lora_rank, .alpha = 2.0 * static_cast<double>(o.lora_rank)}, kSeed);
     const train::NextTokenOptions options{.forward = {.mode = setup.mode(), .checkpoint_layers = o.checkpoint_layers}};
     return std::make_unique<train::NextTokenStage>("finetune", decoder, decoder.lora_parameters(), validation, options);
@@ -144,7 +145,9 @@ std::string shape_of(const EndToEndOptions& o) {
                            o.state_dtype == "f32" ? "" : ", state " + o.state_dtype);
     }
     return fmt::format("{} x {}{}{}", o.batch, o.seq_len, o.accumulate > 1 ? fmt::format(" x {}", o.accumulate) : "",
-                       o.checkpoint_layers ? ", layers recomputed" : "");
+                       o.checkpoint_layers ? ", layers recomputed"
+                       : o.fp8             ? ", frozen layers in fp8"
+                                           : "");
 }
 
 io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline, const Environment& e, double drifted) {
@@ -179,6 +182,7 @@ io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline,
         if (o.context == 0) line.update({{"prompt", o.prompt}, {"prefill_ms", f.prefill_ms}});
     } else {
         line.update({{"seq_len", o.seq_len}, {"accumulate", o.accumulate}, {"trained_parameters", f.trained}});
+        if (o.fp8) line["fp8"] = true;
         if (o.stage == "finetune")
             line.update({{"lora_rank", o.lora_rank}, {"checkpoint_layers", o.checkpoint_layers}});
     }

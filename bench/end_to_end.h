@@ -17,6 +17,7 @@ struct EndToEndOptions {
     int64_t prompt = 128, new_tokens = 256, prefill_chunk = 512;  // of decode
     int64_t context = 0;  // of decode: instead of a prompt, a memory of so many tokens that nobody read
     int64_t lora_rank = 8;
+    bool fp8 = false;  // transfer: frozen layers multiply codes
     bool checkpoint_layers = false;
 };
 

@@ -78,6 +78,7 @@ void add_end_to_end(CLI::App& app, Options& options) {
         ->capture_default_str();
     verb.add_option("--state-dtype", o.state_dtype, "recurrent states between steps: f32, bf16")->capture_default_str();
     count("--lora-rank", o.lora_rank, "of finetune");
+    verb.add_flag("--fp8", o.fp8, "transfer: frozen layers multiply in fp8 (train_lolcats linearize --transfer-fp8)");
     verb.add_flag("--checkpoint-layers", o.checkpoint_layers,
                   "finetune keeps only each layer's input for the backward");
     verb.callback([&options] {

@@ -13,8 +13,10 @@ namespace lc::train {
 using models::AttentionMode;
 using models::DecoderLayer;
 
-AttentionTransfer::AttentionTransfer(models::Decoder& decoder, const PackedChunks& validation, int64_t eval_batch)
-    : decoder_(decoder), validation_(validation), eval_batch_(eval_batch) {
+AttentionTransfer::AttentionTransfer(models::Decoder& decoder, const PackedChunks& validation, int64_t eval_batch,
+                                     bool fp8)
+    : decoder_(decoder), teacher_(decoder), validation_(validation), eval_batch_(eval_batch) {
+    if (fp8) teacher_.encode_projections(models::WeightCode::fp8, true);
     for (int64_t l = 0; l < decoder.num_layers(); ++l)
         if (decoder.layer(l).linearized) layers_.push_back(l);
     LC_REQUIRE(Usage, !layers_.empty(), "attention transfer: no layer is converted, so there is nothing to learn");
@@ -32,12 +34,12 @@ std::vector<Tensor> AttentionTransfer::walk(const Tensor& ids, double factor, bo
     const kernels::LinearizedSpec spec = decoder_.attention()->kernel_spec();
     std::vector<Tensor> losses;
     const NoGrad frozen;
-    Tensor h = decoder_.embed(ids);
+    Tensor h = teacher_.embed(ids);
     for (int64_t l = 0; losses.size() < layers_.size(); ++l) {
         const ProfileRange range("layer", l);
         const DecoderLayer& layer = decoder_.layer(l);
-        const models::Qkv qkv = decoder_.project(l, h);
-        const Tensor target = decoder_.attend(l, qkv, AttentionMode::Softmax);
+        const models::Qkv qkv = teacher_.project(l, h);
+        const Tensor target = teacher_.attend(l, qkv, AttentionMode::Softmax);
         if (layer.linearized) {
             const ProfileZone zone("transfer_loss");
             const GradModeGuard learning(train);
@@ -45,7 +47,7 @@ std::vector<Tensor> AttentionTransfer::walk(const Tensor& ids, double factor, bo
             if (train) backward(loss);
             losses.push_back(loss.detach());
         }
-        if (losses.size() < layers_.size()) h = decoder_.finish(l, h, target);
+        if (losses.size() < layers_.size()) h = teacher_.finish(l, h, target);
     }
     return losses;
 }

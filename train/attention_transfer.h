@@ -15,8 +15,9 @@ inline constexpr double kTransferFactor = 1000;
 
 class AttentionTransfer final : public Stage {
   public:
-    // `decoder` must be linearized. Freezes all but the feature maps. Keeps references.
-    AttentionTransfer(models::Decoder& decoder, const PackedChunks& validation, int64_t eval_batch);
+    // `decoder` must be linearized. Freezes all but the feature maps. Keeps references. With `fp8` the frozen layers multiply e4m3
+    // codes, of their weights (made here, beside the weights) and of what comes to them.
+    AttentionTransfer(models::Decoder& decoder, const PackedChunks& validation, int64_t eval_batch, bool fp8 = false);
 
     std::string name() const override { return "transfer"; }
     bool has_layer_losses() const override { return true; }
@@ -30,6 +31,7 @@ class AttentionTransfer final : public Stage {
     std::vector<Tensor> walk(const Tensor& ids, double factor, bool train) const;
 
     models::Decoder& decoder_;
+    models::Decoder teacher_;  // shares all tensors with decoder_, but for codes in place of its weights
     const PackedChunks& validation_;
     int64_t eval_batch_;
     std::vector<int64_t> layers_;  // the converted ones

@@ -31,6 +31,7 @@ std::vector<PlannedStage> stages_of(const LinearizeOptions& options) {
                     .eval_batch = options.eval_batch,
                     .placement = options.placement,
                     .checkpoint_layers = options.checkpoint_layers,
+                    .transfer_fp8 = options.transfer_fp8,
                     .train_feature_maps = options.train_feature_maps || !options.transfer,
                     .unequal_labels = unequal_labels(options.data, options.token_weighted)};
     if (!options.feature_map.empty())

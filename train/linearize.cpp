@@ -68,6 +68,7 @@ Json config_of(const LinearizeOptions& options, const Inputs& inputs) {
                    {"token-weighted", options.token_weighted},
                    {"eval-batch", options.eval_batch}};
     if (options.model.ignore_sliding_window) config["ignore-sliding-window"] = true;
+    if (options.transfer_fp8) config["transfer-fp8"] = true;
     add_placement_config(config, options.placement);
     add_data_config(config, options.data, inputs.data);
     if (options.transfer) add_loop_config(config, "transfer", options.transfer_loop);
@@ -167,7 +168,8 @@ class Linearization {
                 target.copy_from(frozen_or_trained(parameter.name));
             }
         } else {
-            AttentionTransfer stage(inputs_.decoder, inputs_.data.validation, options_.eval_batch);
+            AttentionTransfer stage(inputs_.decoder, inputs_.data.validation, options_.eval_batch,
+                                    options_.transfer_fp8);
             const std::optional<LoopResult> result = drive(stage, options_.transfer_loop);
             if (!result) return false;
             keep_result("transfer", *result);

@@ -22,6 +22,7 @@ struct LinearizeOptions {
     models::LoraSpec lora;
     uint64_t seed = 0;
     bool transfer = true, finetune = true;  // without transfer, finetune trains maps and window factors too
+    bool transfer_fp8 = false;              // see AttentionTransfer
     bool train_feature_maps = false;        // in finetune as well
     bool token_weighted = false;
     bool checkpoint_layers = false;  // recompute each layer in finetune's backward: less memory

@@ -27,6 +27,7 @@ struct PlanInput {
     int64_t eval_batch = 1;
     models::Placement placement;      // f32, or bf16 on a GPU, which need not be there
     bool checkpoint_layers = false;   // finetune, pretrain
+    bool transfer_fp8 = false;        // transfer: codes of the layers' weights lie beside them
     bool train_feature_maps = false;  // finetune: maps and window factors learn, too
     // Chunks of a micro-batch with unequal numbers of labelled tokens, weighted by chunk, take a cross-entropy call
     // each.

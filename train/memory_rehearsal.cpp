@@ -16,6 +16,14 @@ int64_t multiprocessors_of(Device device) {
     return here ? cuda::device_info(device.index).multiprocessors : AttentionCall{}.multiprocessors;
 }
 
+// Whether products of fp8 codes run as such (gemm_takes_codes).
+bool takes_codes(Device device) {
+    if (device.is_cpu()) return false;
+    if (device.index >= cuda::device_count()) return true;
+    const cuda::DeviceInfo info = cuda::device_info(device.index);
+    return info.major == 9 && info.minor == 0;
+}
+
 }  // namespace
 
 // --- parameters ---
@@ -25,6 +33,7 @@ Rehearsal::Rehearsal(const PlanInput& input, Ledger& ledger)
       dtype_(input.placement.dtype),
       device_(input.placement.device.type),
       multiprocessors_(multiprocessors_of(input.placement.device)),
+      takes_codes_(takes_codes(input.placement.device)),
       ledger_(ledger),
       tape_(ledger) {
     const models::DecoderConfig& c = input.config;
@@ -77,6 +86,9 @@ Rehearsal::Norm Rehearsal::norm_weights() {
 Rehearsal::Projection Rehearsal::projection(int64_t in, int64_t out, bool bias, bool lora) {
     Projection p{.weight = weight(in * out), .in = in, .out = out};
     if (bias) p.bias = weight(out);
+    if (has_codes())
+        p.codes = tape_.make(in * out, DType::u8, Owner::weights),
+        p.scale = tape_.make(out, DType::f32, Owner::weights);
     if (!lora) return p;
     p.rank = input_.lora.rank;
     p.lora_a = parameter(p.rank * in, DType::f32, Owner::trainables, true);
@@ -132,8 +144,9 @@ std::pair<Ghost, Ghost> Rehearsal::add_norm(const Ghost& x, const Ghost& residua
 }
 
 Rehearsal::Qkv Rehearsal::project_only(const Layer& layer, const Ghost& h) {
-    const Ghost x = norm(h, layer.input_norm);
-    const std::vector<Ghost> y = forward({&layer.q, &layer.k, &layer.v}, x);
+    const std::vector<const Projection*> projections{&layer.q, &layer.k, &layer.v};
+    const std::vector<Ghost> y = multiplies_codes_ ? multiply_codes(projections, h, true, false)
+                                                   : forward(projections, norm(h, layer.input_norm));
     const auto heads = [&](const Ghost& rows, const Ghost& head_norm) {
         return head_norm.defined() ? rms_norm(rows, head_norm) : rows;
     };
@@ -149,7 +162,23 @@ Ghost Rehearsal::attend(const Layer& layer, const Qkv& qkv, bool linearized) {
     return linearized && !layer.maps.empty() ? linearized_attention(layer, qkv) : softmax_attention(qkv);
 }
 
+// models/decoder/frozen_forward.cpp.
+Ghost Rehearsal::finish_codes(const Layer& layer, const Ghost& h, const Ghost& y) {
+    const Ghost sum = multiply_codes({&layer.o}, y, false, false)[0];
+    const Ghost& x = input_.config.block.parallel ? h : sum;
+    Ghost inner;
+    if (!input_.config.block.gated) {
+        inner = gelu(multiply_codes({&layer.up}, x, true, false)[0]);
+    } else {
+        const bool fused = input_.config.block.activation == io::Activation::silu;
+        const std::vector<Ghost> sides = multiply_codes({&layer.gate, &layer.up}, x, true, fused);
+        inner = fused ? sides[0] : gated(sides[0], sides[1]);
+    }
+    return multiply_codes({&layer.down}, inner, false, false)[0];
+}
+
 Ghost Rehearsal::finish(const Layer& layer, const Ghost& h, const Ghost& y) {
+    if (multiplies_codes_) return finish_codes(layer, h, y);
     if (input_.config.block.parallel) {
         const Ghost sum = add(forward(layer.o, y), h);
         return linear(layer.down, mlp_inner(layer, norm(h, layer.input_norm)), sum);
@@ -211,7 +240,7 @@ void Rehearsal::transfer_loss(const Layer& layer, const Qkv& x, bool train) {
 
 void Rehearsal::walk(int64_t batch, bool train) {
     const GhostTape::Recording frozen(tape_, false);
-    batch_ = batch, rows_ = batch * input_.seq_len;
+    batch_ = batch, rows_ = batch * input_.seq_len, multiplies_codes_ = has_codes();
     const auto is_converted = [](const Layer& layer) { return !layer.maps.empty(); };
     auto left = std::ranges::count_if(layers_, is_converted);
     Ghost h = embed(rows_);
@@ -222,6 +251,7 @@ void Rehearsal::walk(int64_t batch, bool train) {
         if (is_converted(layer)) transfer_loss(layer, qkv, train), --left;
         if (left > 0) h = finish(layer, h, target);
     }
+    multiplies_codes_ = false;
 }
 
 // --- train/next_token.cpp, train/evaluate.cpp ---

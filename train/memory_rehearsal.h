@@ -26,7 +26,7 @@ class Rehearsal {
 
   private:
     struct Projection {
-        Ghost weight, bias, lora_a, lora_b;
+        Ghost weight, bias, codes, scale, lora_a, lora_b;
         int64_t in = 0, out = 0, rank = 0;
     };
     struct Norm {
@@ -63,6 +63,10 @@ class Rehearsal {
     std::vector<Ghost> forward(const std::vector<const Projection*>& projections, const Ghost& x);
     Ghost linear(const Projection& projection, const Ghost& x, const Ghost& residual = {});
     std::vector<Ghost> lora_linear(const std::vector<const Projection*>& projections, const Ghost& x);
+    bool has_codes() const { return input_.stage == PlanStage::transfer && input_.transfer_fp8; }
+    std::vector<Ghost> multiply_codes(const std::vector<const Projection*>& projections, const Ghost& x, bool norm,
+                                      bool gated);
+    Ghost finish_codes(const Layer& layer, const Ghost& h, const Ghost& y);
     Ghost rope(const Ghost& x);
     Ghost gated(const Ghost& gate, const Ghost& up);  // swiglu, geglu
     Ghost gelu(const Ghost& x);
@@ -91,9 +95,11 @@ class Rehearsal {
     DType dtype_;  // of activations
     DeviceType device_;
     int64_t multiprocessors_;
+    bool takes_codes_;  // whether the device multiplies codes
     Ledger& ledger_;
     GhostTape tape_;
-    int64_t rows_ = 0, batch_ = 0;  // of the pass under way: tokens and chunks
+    int64_t rows_ = 0, batch_ = 0;   // of the pass under way: tokens and chunks
+    bool multiplies_codes_ = false;  // that pass
     Ghost embedding_, lm_head_, head_bias_, rope_cos_, rope_sin_;
     Norm final_norm_;
     std::vector<Layer> layers_;

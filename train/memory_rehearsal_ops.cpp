@@ -1,6 +1,7 @@
 // autograd/ops over ghosts: what each op allocates and its node keeps.
 #include <algorithm>
 
+#include "core/parallel.h"
 #include "kernels/lora_linear/lora_linear.h"
 #include "train/memory_rehearsal.h"
 
@@ -118,6 +119,32 @@ std::vector<Ghost> Rehearsal::forward(const std::vector<const Projection*>& proj
     std::vector<Ghost> y;
     size_t next = 0;
     for (const Projection* p : projections) y.push_back(p->lora_a.defined() ? with_lora[next++] : linear(*p, x));
+    return y;
+}
+
+// kernels/frozen_linear with coded rows: the norm, codes of its rows and, gated, both products are workspace; so is what
+// codes stand for, where a device cannot multiply them.
+std::vector<Ghost> Rehearsal::multiply_codes(const std::vector<const Projection*>& projections, const Ghost& x,
+                                             bool norm, bool gated) {
+    std::vector<Ghost> y;
+    for (const Projection* p : projections)
+        if (y.empty() || !gated) y.push_back(tape_.make(rows_ * p->out, x.dtype));
+    const int64_t in = projections[0]->in, out = projections[0]->out;
+    Buffers held{rows_ * in, rows_ * size_of(DType::f32)};
+    if (norm) held.push_back(rows_ * in * size_of(x.dtype)), held.push_back(rows_ * size_of(DType::f32));
+    for (int side = 0; side < 2 && gated; ++side) held.push_back(rows_ * out * size_of(x.dtype));
+    if (!takes_codes_) held.push_back(rows_ * in * size_of(x.dtype));
+    std::vector<Workspace> forward{{Owner::transient, held}};
+    for (const Projection* p : projections) {
+        Workspace product{Owner::products, products(p->in, p->out, 0), true};
+        if (device_ == DeviceType::cpu)  // a block of rows of the matrix for each thread
+            for (int64_t i = 0; i < std::min<int64_t>(num_threads(), (p->out + 63) / 64); ++i)
+                product.buffers.push_back(64 * p->in * size_of(x.dtype));
+        else if (!takes_codes_)
+            product.buffers.push_back(p->in * p->out * size_of(x.dtype));
+        forward.push_back(product);
+    }
+    tape_.run({.forward = forward});
     return y;
 }
 

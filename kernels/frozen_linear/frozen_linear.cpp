@@ -34,6 +34,8 @@ void check(const FrozenLinear& a) {
     LC_CHECK(!a.gated || a.matrices[0].w.shape() == a.matrices[1].w.shape(),
              "frozen_linear: gate and up must be alike, got {} and {}", a.matrices[0].w.shape(),
              a.matrices[1].w.shape());
+    LC_CHECK(!a.code_rows || a.code == WeightCode::fp8, "frozen_linear: rows become codes beside fp8 weights, not {}",
+             name_of(a.code));
     LC_CHECK(!a.norm_weight || a.norm_weight.shape() == Shape{a.x.size(-1)},
              "frozen_linear: norm_weight must be [{}], got {}", a.x.size(-1), a.norm_weight.shape());
     require_wide("frozen_linear", a.x, {a.norm_weight});
@@ -87,8 +89,37 @@ void multiply_coded_cpu(const FrozenLinear& a, const TensorView& x, const Frozen
     });
 }
 
-void multiply(const FrozenLinear& a, const TensorView& x, const FrozenMatrix& m, const TensorView& residual,
+// n as the products take it: coded rows beside the numbers that they stand for.
+struct FrozenInput {
+    TensorView x;
+    std::optional<Workspace> codes, scale, decoded;
+
+    FrozenInput(const FrozenLinear& a, const TensorView& n, Stream stream) : x(n) {
+        if (!a.code_rows) return;
+        const Shape shape{row_count(n.shape()), n.size(-1)};
+        codes.emplace(shape, DType::u8, n.device, stream);
+        scale.emplace(Shape{shape[0]}, DType::f32, n.device, stream);
+        TensorView matrix = n;
+        matrix.layout = n.layout.reshape(shape).value();
+        encode_weights({.w = matrix, .codes = codes->view, .scale = scale->view, .code = a.code}, stream);
+    }
+    const TensorView& numbers(WeightCode code, Stream stream) {
+        if (!codes || decoded) return x;
+        decoded.emplace(x.shape(), x, stream);
+        TensorView matrix = decoded->view;
+        matrix.layout = Layout::contiguous(codes->view.shape());
+        decode_weights({.codes = codes->view, .scale = scale->view, .w = matrix, .code = code}, stream);
+        return x = decoded->view;
+    }
+};
+
+void multiply(const FrozenLinear& a, FrozenInput& rows, const FrozenMatrix& m, const TensorView& residual,
               const TensorView& y, Stream stream) {
+    if constexpr (cuda::kBuilt)
+        if (rows.codes && y.device.is_cuda() &&
+            multiply_codes_cuda(rows.codes->view, rows.scale->view, m, residual, y, stream))
+            return;
+    const TensorView& x = rows.numbers(a.code, stream);
     if (a.code == WeightCode::none)
         return linear_forward({.x = x, .w = m.w, .b = m.b, .residual = residual, .y = y}, stream);
     if (x.device.is_cpu()) return multiply_coded_cpu(a, x, m, residual, y, stream);
@@ -114,13 +145,14 @@ void frozen_linear_by_parts(const FrozenLinear& a, Stream stream) {
                          stream);
         x = normed->view;
     }
+    FrozenInput rows(a, x, stream);
     if (!a.gated) {
-        for (size_t j = 0; j < a.y.size(); ++j) multiply(a, x, a.matrices[j], a.residual, a.y[j], stream);
+        for (size_t j = 0; j < a.y.size(); ++j) multiply(a, rows, a.matrices[j], a.residual, a.y[j], stream);
         return;
     }
     const Workspace gate(a.y[0].shape(), a.x, stream), up(a.y[0].shape(), a.x, stream);
-    multiply(a, x, a.matrices[0], {}, gate.view, stream);
-    multiply(a, x, a.matrices[1], {}, up.view, stream);
+    multiply(a, rows, a.matrices[0], {}, gate.view, stream);
+    multiply(a, rows, a.matrices[1], {}, up.view, stream);
     swiglu_forward({.gate = gate.view, .up = up.view, .y = a.y[0]}, stream);
     if (a.residual) accumulate({.source = a.residual, .target = a.y[0]}, stream);
 }

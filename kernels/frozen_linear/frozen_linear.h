@@ -5,6 +5,9 @@
 //   u_j = n W_j^T + b_j                                  up to three W_j;  W_j dense, or scale_j value(code_j) (kernels/weight_code)
 //   y_j = u_j + residual       or, gated, of two W_j:    y_0 = silu(u_0) u_1 + residual
 //
+// With coded rows n becomes codes too, a scale a row, as weight_code makes them of a matrix: products of many rows then run at the speed
+// of eight bits where gemm takes codes, and are those of the decoded numbers elsewhere.
+//
 // On sm_90a few rows of bf16 (streamed_rows) take a kernel that streams the weights: there the bits of a row of y depend on neither the
 // other rows nor their number.
 #pragma once
@@ -29,6 +32,7 @@ struct FrozenLinear {
     TensorView residual;                     // [...,Out] in, or empty; only where there is one y
     std::span<const TensorView> y;           // [...,Out] out, one a matrix; gated: one
     WeightCode code = WeightCode::none;      // of all matrices
+    bool code_rows = false;                  // fp8 only
     bool gated = false;
     double norm_eps = 1e-5, norm_offset = 0;  // as in RmsNormForward
 };
@@ -39,7 +43,11 @@ void frozen_linear_cuda(const FrozenLinear& args, Stream stream);
 constexpr int64_t streamed_rows(WeightCode code) {
     return code == WeightCode::none ? 16 : 32;
 }
-// Where that kernel applies; false, and nothing done, where it does not.
+// u = codes [rows,In] times codes of m, with their scales, b and residual added, by one product of codes; false, and nothing done, where
+// gemm does not take these.
+bool multiply_codes_cuda(const TensorView& codes, const TensorView& scale, const FrozenMatrix& m,
+                         const TensorView& residual, const TensorView& y, Stream stream);
+// Where the streaming kernel applies; false, and nothing done, where it does not.
 bool frozen_linear_stream(const FrozenLinear& args, Stream stream);
 // The ops one after the other, a coded matrix decoded into workspace: any device, dtype and shape.
 void frozen_linear_by_parts(const FrozenLinear& args, Stream stream);

@@ -10,17 +10,30 @@
 
 namespace lc::kernels {
 
+// What the codes of a row stand for, where rows are coded.
+template <class T>
+std::vector<T> coded_row_naive(const FrozenLinear& args, std::vector<T> n) {
+    if (!args.code_rows) return n;
+    float most = 0;
+    for (const T value : n) most = larger_magnitude(most, static_cast<float>(value));
+    const float scale = most / most_of(args.code);
+    for (T& value : n)
+        value = static_cast<T>(scale) *
+                static_cast<T>(code_value(encode_weight(static_cast<float>(value), scale, args.code), args.code));
+    return n;
+}
+
 template <class T>
 std::vector<T> frozen_input_naive(const FrozenLinear& args, const InRows<T>& x, int64_t r) {
     std::vector<T> n(x.row(r), x.row(r) + x.columns);
-    if (!args.norm_weight) return n;
+    if (!args.norm_weight) return coded_row_naive(args, std::move(n));
     T squares = 0;
     for (const T value : n) squares += value * value;
     const T factor = 1 / std::sqrt(squares / static_cast<T>(x.columns) + static_cast<T>(args.norm_eps));
     const auto weight = args.norm_weight.as<const T, 1>();
     for (int64_t i = 0; i < x.columns; ++i)
         n[static_cast<size_t>(i)] *= factor * (static_cast<T>(args.norm_offset) + weight(i));
-    return n;
+    return coded_row_naive(args, std::move(n));
 }
 
 template <class T>

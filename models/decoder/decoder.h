@@ -138,7 +138,8 @@ class Decoder {
     // Turns the matrices of all layers (q, k, v, o, gate, up, down) into codes with a scale a row, for good: the model then computes
     // without gradients, and has no base_parameters(). Embedding, head, norms and biases stay. Adapters must be merged before. None
     // does nothing.
-    void encode_projections(WeightCode code);
+    // With fp8 the rows that they multiply can become codes, too (kernels/frozen_linear): for products of many rows.
+    void encode_projections(WeightCode code, bool code_rows = false);
     WeightCode weight_code() const { return weight_code_; }
 
     // --- the pieces of a forward pass; h is [B,T,D] ---
@@ -228,6 +229,7 @@ class Decoder {
     std::optional<AttentionSpec> attention_;
     std::optional<LoraSpec> lora_;
     WeightCode weight_code_ = WeightCode::none;
+    bool code_rows_ = false;
 };
 
 // The projection of a layer by its name in files ("q_proj", "k_proj", "v_proj", "o_proj"); nullptr for another name.

@@ -41,6 +41,7 @@ std::vector<Tensor> Decoder::frozen_products(const Tensor& x, const Norm* norm,
                             .residual = residual.view(),
                             .y = y,
                             .code = coded ? weight_code_ : WeightCode::none,
+                            .code_rows = coded && code_rows_,
                             .gated = gated,
                             .norm_eps = config_.norm_eps,
                             .norm_offset = config_.block.norm_offset},
@@ -87,11 +88,11 @@ void Decoder::encode_mlp(DecoderLayer& layer) const {
     encode(layer.gate, layer.gate_scale), encode(layer.up, layer.up_scale), encode(layer.down, layer.down_scale);
 }
 
-void Decoder::encode_projections(WeightCode code) {
+void Decoder::encode_projections(WeightCode code, bool code_rows) {
     LC_CHECK(weight_code_ == WeightCode::none || weight_code_ == code, "decoder: weights are {} already, not {}",
              kernels::name_of(weight_code_), kernels::name_of(code));
     if (code == WeightCode::none) return;
-    weight_code_ = code;
+    weight_code_ = code, code_rows_ = code_rows;
     for (DecoderLayer& layer : layers_) {
         for (const std::string_view name : kProjectionNames) {
             Projection& projection = *find_projection(layer, name);

@@ -12,7 +12,7 @@ struct Options {
     int64_t rows = 3, in = 64;
     std::vector<int64_t> out = {48};
     WeightCode code = WeightCode::none;
-    bool norm = false, gated = false, bias = false, residual = false;
+    bool code_rows = false, norm = false, gated = false, bias = false, residual = false;
     double offset = 0;
 };
 
@@ -45,6 +45,7 @@ Tensors multiply(const Options& o, const Tensor& x, const Tensor& norm, const Te
                             .residual = residual.view(),
                             .y = views,
                             .code = o.code,
+                            .code_rows = o.code_rows,
                             .gated = o.gated,
                             .norm_offset = o.offset},
                            current_stream(x.device()));
@@ -114,6 +115,18 @@ LC_OP_CASES(frozen_linear) {
             add(make(fmt::format("rows{}", rows),
                      {.rows = rows, .in = 544, .out = {48}, .code = code, .norm = rows % 2 == 0, .offset = 1}));
     }
+    // Rows become codes as well. No norm: what an ulp makes of a code is not rounding.
+    const Options coded{.code = WeightCode::fp8, .code_rows = true};
+    const auto add_coded = [&](const char* name, int64_t rows, int64_t in, std::vector<int64_t> out, auto change) {
+        Options o = coded;
+        o.rows = rows, o.in = in, o.out = std::move(out);
+        change(o);
+        add(make(name, o));
+    };
+    add_coded("coded_rows", 32, 80, {48}, [](Options& o) { o.bias = o.residual = true; });
+    add_coded("coded_rows_three", 16, 256, {64, 16, 32}, [](Options&) {});
+    add_coded("coded_rows_gated", 48, 64, {96, 96}, [](Options& o) { o.gated = true; });
+    add_coded("coded_rows_odd", 5, 37, {19}, [](Options& o) { o.bias = true; });
     add_bench("mlp", WeightCode::none, {.rows = 1, .in = 512, .out = {1376, 1376}, .norm = true, .gated = true},
               Bench::cpu);
     add_bench("mlp", WeightCode::int8, {.rows = 1, .in = 512, .out = {1376, 1376}, .norm = true, .gated = true},
@@ -128,6 +141,12 @@ LC_OP_CASES(frozen_linear) {
                       Bench::gpu);
             add_bench("down", code, {.rows = rows, .in = kMlp, .out = {kHidden}, .residual = true}, Bench::gpu);
         }
+    add_bench("qkv_coded_rows", WeightCode::fp8,
+              {.rows = kTokens, .in = kHidden, .out = {kHidden, kKv, kKv}, .code_rows = true, .norm = true},
+              Bench::gpu);
+    add_bench("gate_up_coded_rows", WeightCode::fp8,
+              {.rows = kTokens, .in = kHidden, .out = {kMlp, kMlp}, .code_rows = true, .norm = true, .gated = true},
+              Bench::gpu);
     for (const int64_t rows : {1, 16})
         add_bench("lm_head", WeightCode::none, {.rows = rows, .in = kHidden, .out = {kVocabulary}, .norm = true},
                   Bench::gpu);

@@ -85,6 +85,9 @@ inline std::vector<Case> cases() {
         };
         PlanInput input = inputs[i];
         add("transfer", input);
+        input.transfer_fp8 = true;
+        add("transfer_fp8", input);
+        input.transfer_fp8 = false;
         input.stage = PlanStage::finetune;
         add("finetune", input);
         input.checkpoint_layers = true;
@@ -117,7 +120,7 @@ inline PackedChunks chunks_of(const PlanInput& input, int64_t count, bool uneven
 inline std::unique_ptr<Stage> make_stage(const PlanInput& input, models::Decoder& decoder,
                                          const PackedChunks& validation) {
     if (input.stage == PlanStage::transfer)
-        return std::make_unique<AttentionTransfer>(decoder, validation, input.eval_batch);
+        return std::make_unique<AttentionTransfer>(decoder, validation, input.eval_batch, input.transfer_fp8);
     const bool finetune = input.stage == PlanStage::finetune;
     NextTokenOptions options{.eval_batch = input.eval_batch};
     options.forward.mode = finetune ? models::AttentionMode::Linearized : models::AttentionMode::Softmax;
@@ -179,11 +182,11 @@ inline Measured measure(const PlanInput& input) {
 }
 
 // Packed blocks of the portable matrix product come and go on every thread, in many sizes: one thread makes the peak
-// certain, and the cache is known to 2 %.
+// certain, and the cache is known to 2 %. So do decoded blocks of matrices in fp8.
 class CertainProducts {
   public:
-    CertainProducts() {
-        if (portable()) set_num_threads(1);
+    explicit CertainProducts(bool codes) {
+        if (portable() || codes) set_num_threads(1);
     }
     ~CertainProducts() { set_num_threads(before_); }
     CertainProducts(const CertainProducts&) = delete;
@@ -195,7 +198,7 @@ class CertainProducts {
 };
 
 inline void expect_planned(const PlanInput& input) {
-    const CertainProducts certain;
+    const CertainProducts certain(input.transfer_fp8);
     const Measured measured = measure(input);
     const MemoryPlan plan = plan_memory(input);
     const int64_t step = plan.total() - plan.rows.back().bytes;  // the last row is what an evaluation adds

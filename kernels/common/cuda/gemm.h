@@ -25,12 +25,13 @@ struct CudaGemm {
     float beta = 0;
     void* c = nullptr;  // [M,N]
     int64_t ldc = 0;
-    DType dtype = DType::f32;    // of A and B; u8: codes
+    DType dtype = DType::f32;        // of A and B; u8: codes
     const float* scale_a = nullptr;  // [M], codes only
     const float* scale_b = nullptr;  // [N], codes only
-    DType c_dtype = DType::f32;  // of C
-    const void* bias = nullptr;  // [N], dtype of C: added to every row of C
-    const void* addend = nullptr;  // [M,N], dtype of C: read in C's place where beta counts, so that C = ... + beta * addend
+    DType c_dtype = DType::f32;      // of C
+    const void* bias = nullptr;      // [N], dtype of C: added to every row of C
+    const void* addend =
+        nullptr;  // [M,N], dtype of C: read in C's place where beta counts, so that C = ... + beta * addend
     int64_t ld_addend = 0;
     int64_t batch = 1, stride_a = 0, stride_b = 0, stride_c = 0;
 };
