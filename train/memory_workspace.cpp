@@ -60,27 +60,26 @@ struct ChunkedGrid {
 // What the fused kernels walk: every query head of every batch entry, in whole blocks, in segments.
 struct FusedWalk {
     static constexpr int64_t kBlock = 64;
-    int64_t items, rows, segments, pieces = 1;
+    int64_t items, rows, segments;
 
     explicit FusedWalk(const AttentionCall& c) : items(c.batch * c.heads) {
         const int64_t blocks = ceil_div(c.length, kBlock);
         rows = items * blocks * kBlock;
         segments = kernels::hybrid_fused_segments(items, blocks, c.multiprocessors);
-        if (segments > 1) pieces = kernels::hybrid_fused_pieces(items, blocks, segments, c.multiprocessors);
     }
     int64_t parts() const { return items * segments; }
 };
 
-// The states that segments begin with and the sums over pieces that they are made of; of gradients dN and three numbers a row, and a dW a segment.
+// The states that segments begin with; of gradients dN and three numbers a row, and a dW a segment.
 Buffers fused_buffers(const AttentionCall& c) {
     const FusedWalk walk(c);
-    const int64_t states = kFloat * walk.items * (walk.segments - 1) * 2 * c.features * (c.head_dim + 1);
-    Buffers bytes{states, walk.segments > 1 ? walk.pieces * states : 0};
+    Buffers bytes;
+    if (walk.segments > 1)
+        bytes.push_back(kFloat * walk.items * (walk.segments - 1) * 2 * c.features * (c.head_dim + 1));
     if (!c.backward()) return bytes;
-    bytes.push_back(size_of(c.dtype) * walk.rows * c.head_dim);
-    bytes.push_back(3 * kFloat * walk.rows);
+    bytes.insert(bytes.end(), {size_of(c.dtype) * walk.rows * c.head_dim, 3 * kFloat * walk.rows});
     const int64_t map = kFloat * walk.parts() * c.head_dim * c.features;
-    for (int side = 0; side < 2 && c.dmaps; ++side) bytes.push_back(map);
+    if (c.dmaps) bytes.insert(bytes.end(), {map, map});
     return bytes;
 }
 

@@ -82,14 +82,13 @@ struct FusedHead {
     int first, last;  // its steps: [first, last)
 
     explicit __device__ FusedHead(const FusedShape& s) : FusedHead(s, s.blocks) {}
-    __device__ FusedHead(const FusedShape& s, int steps) : FusedHead(s, steps, blockIdx.x) {}
-    __device__ FusedHead(const FusedShape& s, int steps, unsigned part)
-        : item(part / s.segments),
+    __device__ FusedHead(const FusedShape& s, int steps)
+        : item(blockIdx.x / s.segments),
           b(item / s.heads),
           h(static_cast<int>(item % s.heads)),
           hk(h / (s.heads / s.kv_heads)),
           hs(h / (s.heads / s.maps)),
-          segment(static_cast<int>(part % s.segments)),
+          segment(static_cast<int>(blockIdx.x % s.segments)),
           first(static_cast<int>(int64_t{steps} * segment / s.segments)),
           last(static_cast<int>(int64_t{steps} * (segment + 1) / s.segments)) {}
     // Among the segments of all items.

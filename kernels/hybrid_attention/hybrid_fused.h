@@ -25,12 +25,6 @@ constexpr int64_t hybrid_fused_segments(int64_t items, int64_t blocks, int64_t m
     constexpr int64_t kLeastBlocks = 4;  // below, what a segment costs beside its walk outweighs what it saves
     return std::max<int64_t>(1, std::min(multiprocessors / items, blocks / kLeastBlocks));
 }
-// Into how many pieces a segment is cut while the sum over it is made, two thread blocks on each multiprocessor.
-constexpr int64_t hybrid_fused_pieces(int64_t items, int64_t blocks, int64_t segments, int64_t multiprocessors) {
-    constexpr int64_t kLeastBlocks = 4;
-    return std::max<int64_t>(
-        1, std::min(2 * multiprocessors / (items * (segments - 1)), blocks / segments / kLeastBlocks));
-}
 
 void hybrid_fused_forward(const HybridAttentionForward& args, Stream stream);
 void hybrid_fused_forward_sm90(const HybridAttentionForward& args, Stream stream);  // where hopper_applies

@@ -25,8 +25,7 @@ class SegmentStarts {
     FusedInputs in_;
     int64_t d_;
     Stream stream_;
-    int pieces_ = 1;  // of a segment, while its sum is made
-    DeviceScratch<float> starts_, parts_;
+    DeviceScratch<float> sums_;
 };
 
 // `total`: a copy of the sums' totals in shared memory; visible after the next barrier.

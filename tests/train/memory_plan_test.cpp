@@ -93,8 +93,7 @@ TEST(MemoryPlan, OfAnEightBillionModel) {
     EXPECT_EQ(bytes_of(plan_memory(transfer), one_layer), bytes_of(plan_memory(shallow), one_layer));
 }
 
-// Llama-3-8B's attention on 132 multiprocessors: eight sequences of 1024 fill them, one of 16384 is walked in four segments,
-// whose states are made of two pieces each.
+// Llama-3-8B's attention on 132 multiprocessors: eight sequences of 1024 fill them, one of 16384 is walked in four segments.
 TEST(MemoryPlan, CountsTheSegmentsOfALongSequence) {
     memory::AttentionCall call{.batch = 8, .heads = 32, .kv_heads = 8, .length = 1024, .head_dim = 128, .features = 64};
     call.dtype = DType::bf16;
@@ -103,7 +102,7 @@ TEST(MemoryPlan, CountsTheSegmentsOfALongSequence) {
     };
     EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), 0);
     call.batch = 1, call.length = 16384;
-    const int64_t states = (1 + 2) * 32 * 3 * 128 * 129 * 4, rows = 32 * 16384, map = 128 * 64 * 4;
+    const int64_t states = 32 * 3 * 128 * 129 * 4, rows = 32 * 16384, map = 128 * 64 * 4;
     EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), states);
     EXPECT_EQ(total(memory::cuda_transfer_loss_workspace(call)), states + 2 * 8 * 32 * 4);
     call.dmaps = true;
