@@ -10,7 +10,6 @@
 // SOURCE   arXiv 2410.10254.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 
-#include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_key_gradient.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
@@ -50,7 +49,7 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
                              .by_query_head = s.heads != s.kv_heads,
                              .dwk_parts = dwk.data(),
                              .starts = starts.of_queries(rows.results(), s.blocks, 1)};
-    if (hopper_applies({a.forward.q, a.forward.k, a.forward.v}))
+    if (fused_keys_sm90_applies(a.forward, {dk_rows, dv_rows}))
         fused_backward_keys_sm90(keys, a.forward, dk_rows, dv_rows, stream);
     else
         fused_backward_keys(keys, d, stream);

@@ -26,7 +26,9 @@ struct FusedKeysArgs {
     const float* starts;  // T, t of the segments
 };
 void fused_backward_keys(const FusedKeysArgs& args, int64_t d, Stream stream);
-// The same on Hopper, where hopper_applies to q, k and v of `tensors`; dk, dv: what args.dk and args.dv write.
+// The same on Hopper, where the copy engine reaches all that is read and written: q, k and v of `tensors`; dk and dv, what args.dk and
+// args.dv write, in bf16 and not on top of what is there.
+bool fused_keys_sm90_applies(const HybridAttentionForward& tensors, std::initializer_list<GradSlot> outputs);
 void fused_backward_keys_sm90(const FusedKeysArgs& args, const HybridAttentionForward& tensors, const GradSlot& dk,
                               const GradSlot& dv, Stream stream);
 

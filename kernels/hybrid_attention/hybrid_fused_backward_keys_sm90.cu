@@ -33,12 +33,10 @@ namespace {
 
 using namespace hybrid_keys;
 
-KeysOutput output_of(const PairRows& rows, const GradSlot& to, Stream stream) {
-    KeysOutput result{.map = {}, .rows = rows};
-    if (!to || !rows.narrow || rows.accumulate || !has_dense_rows(to.view)) return result;
+KeysOutput output_of(const GradSlot& to, Stream stream) {
+    if (!to) return {};
     clear_result(to.view, stream);
-    result.map = head_map(to.view), result.copied = true;
-    return result;
+    return {.map = head_map(to.view), .wanted = true};
 }
 
 template <int D>
@@ -69,6 +67,14 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
 
 }  // namespace
 
+bool fused_keys_sm90_applies(const HybridAttentionForward& tensors, std::initializer_list<GradSlot> outputs) {
+    for (const GradSlot& to : outputs)
+        if (to &&
+            (to.accumulate() || to.view.dtype != DType::bf16 || !has_dense_rows(to.view) || !hopper_applies({to.view})))
+            return false;
+    return hopper_applies({tensors.q, tensors.k, tensors.v});
+}
+
 void fused_backward_keys_sm90(const FusedKeysArgs& args, const HybridAttentionForward& tensors, const GradSlot& dk,
                               const GradSlot& dv, Stream stream) {
     const FusedShape& s = args.in.shape;
@@ -77,8 +83,8 @@ void fused_backward_keys_sm90(const FusedKeysArgs& args, const HybridAttentionFo
                       .k = head_map(tensors.k),
                       .v = head_map(tensors.v),
                       .dn = head_map(padded_heads(args.results.dn, s, d, stream.device)),
-                      .dk = output_of(args.dk, dk, stream),
-                      .dv = output_of(args.dv, dv, stream),
+                      .dk = output_of(dk, stream),
+                      .dv = output_of(dv, stream),
                       .in = args.in,
                       .dz = args.results.dz,
                       .high = args.results.high,

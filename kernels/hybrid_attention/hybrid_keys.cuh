@@ -18,11 +18,10 @@ inline constexpr int kWarpsOfRole = kWarpgroup / kWarp;
 inline constexpr int kTotals = 4;             // places of t: one is read while two more are made
 inline constexpr int kBarrierBytes = 25 * 8;  // of KeysBarriers
 
-// Where dk or dv goes: by the copy engine where it is a tensor in bf16 to be overwritten, else pair by pair.
+// Where dk or dv goes.
 struct KeysOutput {
     CUtensorMap map;
-    PairRows rows;
-    bool copied = false;
+    bool wanted = false;
 };
 
 struct KeysArgs {

@@ -6,27 +6,28 @@
 
 namespace lc::kernels::hybrid_keys {
 
-__device__ __forceinline__ bool is_live(float feature) {
-    return feature > unpack_bf16(pack_bf16(static_cast<float>(kFeatureEpsilon), 0)).x;
+// t in every row of g [64,F'], to which T v is added.
+__device__ __forceinline__ void begin_dphi(float (&g)[kFusedFeatures / 2], const float* t) {
+#pragma unroll
+    for (int j = 0; j < kFusedFeatures / 8; ++j) {
+        const float2 pair = *reinterpret_cast<const float2*>(t + 8 * j + 2 * quad_lane());
+        g[4 * j] = g[4 * j + 2] = pair.x, g[4 * j + 1] = g[4 * j + 3] = pair.y;
+    }
+    wgmma_settle(g);
 }
 
-// From g = T v [64,F'] to du = p (g+ - <p,g+>) - n (g- - <n,g->), where g gets t and clamped features have none. A warp reads and
-// writes its own 16 rows, columns of du after it has read them from phi: both may lie in one place.
-__device__ __forceinline__ void put_du(float (&g)[kFusedFeatures / 2], const FeatureTile& phi, const float* t,
-                                       const Panel& du) {
+// From g = dphi_k [64,F'] to du = p (g+ - <p,g+>) - n (g- - <n,g->). A warp reads and writes its own 16 rows, columns of du after it
+// has read them from phi: both may lie in one place.
+__device__ __forceinline__ void put_du(float (&g)[kFusedFeatures / 2], const FeatureTile& phi, const Panel& du) {
     float dots[2][2] = {};
 #pragma unroll
     for (int i = 0; i < kFusedFeatures / 16; ++i) {
         const FragmentA x = load_wgmma_a(phi, 0, 16 * i);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            float* gradient = g + 8 * i + 2 * r;
             const float2 feature = unpack_bf16(x.r[r]);
-            const float2 more = *reinterpret_cast<const float2*>(t + 16 * i + r / 2 * 8 + 2 * quad_lane());
-            gradient[0] = is_live(feature.x) ? gradient[0] + more.x : 0;
-            gradient[1] = is_live(feature.y) ? gradient[1] + more.y : 0;
             float& dot = dots[i / (kFusedMap / 16)][r % 2];
-            dot = fmaf(feature.x, gradient[0], fmaf(feature.y, gradient[1], dot));
+            dot = fmaf(feature.x, g[8 * i + 2 * r], fmaf(feature.y, g[8 * i + 2 * r + 1], dot));
         }
     }
 #pragma unroll
@@ -34,24 +35,28 @@ __device__ __forceinline__ void put_du(float (&g)[kFusedFeatures / 2], const Fea
         dots[0][half] = quad_sum(dots[0][half]), dots[1][half] = quad_sum(dots[1][half]);
 #pragma unroll
     for (int i = 0; i < kFusedMap / 16; ++i) {
-        FragmentA x = load_wgmma_a(phi, 0, 16 * i);
-        float* up = g + 8 * i;
+        const FragmentA p = load_wgmma_a(phi, 0, 16 * i), n = load_wgmma_a(phi, 0, kFusedMap + 16 * i);
+        FragmentA result;
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            const float2 feature = unpack_bf16(x.r[r]);
-            up[2 * r] = feature.x * (up[2 * r] - dots[0][r % 2]);
-            up[2 * r + 1] = feature.y * (up[2 * r + 1] - dots[0][r % 2]);
+            const float *up = g + 8 * i + 2 * r, *down = up + kFusedMap / 2;
+            const float2 x = unpack_bf16(p.r[r]), y = unpack_bf16(n.r[r]);
+            result.r[r] = pack_bf16(x.x * (up[0] - dots[0][r % 2]) - y.x * (down[0] - dots[1][r % 2]),
+                                    x.y * (up[1] - dots[0][r % 2]) - y.y * (down[1] - dots[1][r % 2]));
         }
-        x = load_wgmma_a(phi, 0, kFusedMap + 16 * i);
-        const float* down = up + kFusedMap / 2;
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            const float2 feature = unpack_bf16(x.r[r]);
-            x.r[r] = pack_bf16(fmaf(-feature.x, down[2 * r] - dots[1][r % 2], up[2 * r]),
-                               fmaf(-feature.y, down[2 * r + 1] - dots[1][r % 2], up[2 * r + 1]));
-        }
-        store_operand(du, x, i);
+        store_operand(du, result, i);
     }
+}
+
+// Queues g += v T^T.
+template <int D>
+__device__ __forceinline__ void add_dphi(float (&g)[kFusedFeatures / 2], const WgmmaTile<kFusedRows, D>& v,
+                                         const WgmmaTile<kFusedFeatures, D>& copy) {
+    const WgmmaDescriptor left = k_major(v), right = k_major(copy);
+#pragma unroll
+    for (int k = 0; k < D; k += 16)
+        wgmma_ss<Major::K>(g, left + k_offset<WgmmaTile<kFusedRows, D>>(k),
+                           right + k_offset<WgmmaTile<kFusedFeatures, D>>(k), true);
 }
 
 // Queues C [M = 64, D] += A B: A [K,64] or, K-major, [64,K]; B [K,D].
@@ -72,35 +77,25 @@ __device__ __forceinline__ void store_dwk(const float (&dwk)[D / 2], float* part
         part[(i / 4 * 8 + 2 * quad_lane() + i % 2) * kFusedMap + accumulator_row() + i / 2 % 2 * 8] = dwk[i];
 }
 
-// dk or dv of block c: through `staged`, which products of all four warps have read, or as it is.
+// dk or dv of block c, through `staged`, which products of all four warps have read.
 template <int D>
 __device__ __forceinline__ void store_keys(const KeysArgs& args, const FusedHead& head, const KeysOutput& to, int c,
                                            const Panel& staged, const float (&x)[D / 2]) {
-    const int h = args.by_query_head ? head.h : head.hk;
     named_sync<kWarpgroup>(kGradientsBarrier);
-    if (to.copied) {
-        const WgmmaTile<kFusedRows, D> tile{staged.data};
+    if (!to.wanted) return;
+    const WgmmaTile<kFusedRows, D> tile{staged.data};
 #pragma unroll
-        for (int i = 0; i < D / 16; ++i) store_operand(tile, wgmma_operand(x, i), i);
-        fence_async_proxy();
-        named_sync<kWarpgroup>(kGradientsBarrier);
-        if (threadIdx.x % kWarpgroup == 0) {
+    for (int i = 0; i < D / 16; ++i) store_operand(tile, wgmma_operand(x, i), i);
+    fence_async_proxy();
+    named_sync<kWarpgroup>(kGradientsBarrier);
+    if (threadIdx.x % kWarpgroup == 0) {
+        const int h = args.by_query_head ? head.h : head.hk;
 #pragma unroll
-            for (int p = 0; p < D / 64; ++p)
-                store_panel({tile.data + p * tile.kPanel}, to.map, c * kFusedRows, 64 * p, h, static_cast<int>(head.b));
-            store_commit();
-        }
-        __syncwarp();
-    } else if (to.rows) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int j = c * kFusedRows + accumulator_row() + 8 * half;
-            if (j >= args.in.shape.length) continue;
-#pragma unroll
-            for (int i = 2 * half; i < D / 2; i += 4)
-                to.rows.put(head.b, h, j, i / 4 * 8 + 2 * quad_lane(), make_float2(x[i], x[i + 1]));
-        }
+        for (int p = 0; p < D / 64; ++p)
+            store_panel({tile.data + p * tile.kPanel}, to.map, c * kFusedRows, 64 * p, h, static_cast<int>(head.b));
+        store_commit();
     }
+    __syncwarp();
 }
 
 // A step with the window; kFar: some rows see these keys through T.
@@ -115,8 +110,9 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
         barriers.v_full[0].wait(parity);
         if constexpr (kFar) {
             barriers.copy_full.wait(walk.far_turn(c) & 1);
+            begin_dphi(g, room.t(walk.far_turn(c) % kTotals));
             wgmma_fence();
-            multiply_rows<kFusedFeatures>(g, room.v(0), 0, room.copy());
+            add_dphi<D>(g, room.v(0), room.copy());
             wgmma_commit();
         }
         if (threadIdx.x % kWarpgroup == 0 && c < walk.from) {
@@ -131,7 +127,7 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
         release(barriers.v_free[0]);
         if constexpr (kFar) {
             barriers.phi_k_full.wait(walk.far_turn(c) & 1);
-            put_du(g, room.phi_k(), room.t(walk.far_turn(c) % kTotals), room.du());
+            put_du(g, room.phi_k(), room.du());
             fence_async_proxy();
             named_sync<kWarpgroup>(kGradientsBarrier);
         }

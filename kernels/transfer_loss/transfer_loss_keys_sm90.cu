@@ -59,15 +59,16 @@ __device__ __forceinline__ void make_map_gradient(const KeysArgs& args, const Ke
         float g[kFusedFeatures / 2];
         barriers.v_full[stage].wait(parity);
         barriers.copy_full.wait(turn);
+        begin_dphi(g, room.t(walk.step(c) % kTotals));
         wgmma_fence();
-        multiply_rows<kFusedFeatures>(g, room.v(stage), 0, room.copy());
+        add_dphi<D>(g, room.v(stage), room.copy());
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_settle(g);
         release(barriers.v_free[stage]);
         barriers.copy_free.arrive();
         barriers.phi_k_full.wait(turn);
-        put_du(g, room.phi_k(), room.t(walk.step(c) % kTotals), room.du());
+        put_du(g, room.phi_k(), room.du());
         fence_async_proxy();
         named_sync<kWarpgroup>(kGradientsBarrier);
         barriers.k_full[stage].wait(parity);
