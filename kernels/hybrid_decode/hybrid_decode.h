@@ -35,10 +35,11 @@ struct HybridDecode {
 void hybrid_decode(const HybridDecode& args, Stream stream);
 void hybrid_decode_cuda(const HybridDecode& args, Stream stream);  // any layout and size, wide states
 // The fast forms, for dense tensors and head dims 64 and 128: on any device, and on Hopper for what models run (see hybrid_decode_args.cuh);
-// false, and nothing done, where one does not apply. And the part of them that folds, alike.
+// false, and nothing done, where one does not apply. And the part of them that folds, alike; `early` on Hopper: beside the end of what is
+// queued before it.
 bool hybrid_decode_packed(const HybridDecode& args, Stream stream);
 bool hybrid_decode_sm90(const HybridDecode& args, Stream stream);
-bool hybrid_decode_fold_blocks(const HybridDecode& args, Stream stream);
+bool hybrid_decode_fold_blocks(const HybridDecode& args, bool early, Stream stream);
 
 // The f32 form behind it, for contiguous rows and without checks.
 void hybrid_decode_fast(const HybridDecode& args);

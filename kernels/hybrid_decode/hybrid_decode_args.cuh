@@ -70,7 +70,22 @@ __device__ __forceinline__ void store_four(__nv_bfloat16* to, float4 four) {
 // The case that models run: w, ring slots, F, F'.
 inline constexpr int kStepWindow = 64, kStepSlots = 2 * kStepWindow, kStepMap = 64, kStepFeatures = 2 * kStepMap;
 
-// A kernel that was launched early goes on when those before it are done and seen; one that lets the next start early says so.
+// A launch that, if `early`, need not wait for the end of the kernel before it: where that one says start_successor() in all of its
+// blocks. The new one calls wait_for_predecessor() before it touches what others write. For code of compute capability 9.0 only.
+template <class... Parameters>
+void launch(bool early, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
+            cudaStream_t queue, const Parameters&... arguments) {
+    allow_shared_memory(kernel, shared_bytes);
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(grid_x(blocks)), config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = queue;
+    config.attrs = &overlap, config.numAttrs = early ? 1 : 0;
+    LC_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
+    LC_LAUNCHED("hybrid_decode", queue);
+}
 __device__ __forceinline__ void wait_for_predecessor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

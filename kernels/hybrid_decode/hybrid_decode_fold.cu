@@ -17,7 +17,8 @@
 //          running batch:
 //          1 64 / 528 / 58  hybrid_decode_packed.cu: products on CUDA cores.
 //          2 17 / 234 / 18  this with all of D at once, features of any kind: 57 KB of code, and registers spilled.
-//          3  9 / 151 / 12  this.
+//          3  9 / 151 / 12  half of D at a time; one kind of features.
+//          4                this: loads of keys, values, S and W all under way at once, launched early; 64': 9.
 // SOURCE   arXiv 2410.10254.
 #include "kernels/common/cuda/mma.cuh"
 #include "kernels/hybrid_decode/hybrid_decode_args.cuh"
@@ -143,19 +144,20 @@ struct Fold {
         copy_tile_async<kStepWindow, kThreads>(Part{shared.values}, a.ring_v + ring + column, D, slot, kStepSlots);
         copy_async_commit();
     }
-    // 64 columns of S of one state, a warp 16 rows; `mapped`: its phi is there already.
-    __device__ __forceinline__ void fold(int b, int hs, int column, bool mapped) {
+    // 64 columns of S of one state, a warp 16 rows; unless its phi is there already, and perhaps even its map.
+    __device__ __forceinline__ void fold(int b, int hs, int column, bool has_map, bool has_phi) {
         const int hk = hs / (a.states / a.kv_heads), position = static_cast<int>(a.positions[b]);
         const int lane = threadIdx.x % kWarp, row = static_cast<int>(threadIdx.x) / kWarp * 16;
         const int64_t state = int64_t{b} * a.states + hs, ring = (int64_t{b} * a.kv_heads + hk) * kStepSlots * D;
         U* s = a.s + (state * kStepFeatures + row + lane / 4) * D + column + lane % 4 * 2;
-        load_block(ring, position % kStepSlots, column, !mapped);  // the slots that the next block will take
+        load_block(ring, position % kStepSlots, column, !has_phi);  // the slots that the next block will take
         Accumulator sum[kColumns / 8];
 #pragma unroll
         for (int n = 0; n < kColumns / 8; ++n) load_pairs(sum[n], s + n * 8);
+        if (!has_map) load_map(hs);
         copy_async_wait<0>();
         __syncthreads();
-        if (!mapped) map_keys(), map_rows();
+        if (!has_phi) map_keys(), map_rows();
 #pragma unroll 1
         for (int k = 0; k < kStepWindow; k += 16) {
             const FragmentA high = load_a_transposed(Phi{shared.phi[0]}, row, k),
@@ -205,16 +207,15 @@ struct Fold {
     __device__ __forceinline__ void run(int batch) {
         const int folding = find(batch);
         if (folding == 0) return;
-        const int64_t items = int64_t{folding} * a.states * kParts;
-        int64_t mapped = -1;
-        int has_map = -1;
+        const int items = folding * a.states * kParts, block = static_cast<int>(blockIdx.x);
+        const int each = items / static_cast<int>(gridDim.x), more = items % static_cast<int>(gridDim.x);
+        const int first = block * each + min(block, more), last = first + each + (block < more ? 1 : 0);
+        int mapped = -1, map = -1;
 #pragma unroll 1
-        for (int64_t item = items * blockIdx.x / gridDim.x; item < items * (blockIdx.x + 1) / gridDim.x; ++item) {
-            const int64_t state = item / kParts;
-            const int hs = static_cast<int>(state / folding), b = shared.folding[state % folding];
-            if (hs != has_map) load_map(hs);
-            fold(b, hs, static_cast<int>(item % kParts) * kColumns, state == mapped);
-            has_map = hs, mapped = state;
+        for (int item = first; item < last; ++item) {
+            const int state = item / kParts, hs = state / folding, b = shared.folding[state % folding];
+            fold(b, hs, item % kParts * kColumns, hs == map, state == mapped);
+            map = hs, mapped = state;
         }
     }
 };
@@ -222,31 +223,29 @@ struct Fold {
 template <class U, int D>
 __global__ void __launch_bounds__(Fold<U, D>::kThreads, 2)
     fold_blocks_kernel(const __grid_constant__ Args<__nv_bfloat16, U> a, int batch) {
+    // In this order: what starts early may then rely on all that came before this kernel.
+    wait_for_predecessor();
     start_successor();
     extern __shared__ __align__(128) unsigned char memory[];
     Fold<U, D>{a, *reinterpret_cast<typename Fold<U, D>::Shared*>(memory)}.run(batch);
 }
 
 template <class U, int D>
-void run(const HybridDecode& decode, Stream stream) {
+void run(const HybridDecode& decode, bool early, Stream stream) {
     using F = Fold<U, D>;
-    constexpr auto kKernel = fold_blocks_kernel<U, D>;
-    constexpr int64_t kBytes = sizeof(typename F::Shared);
     const Args<__nv_bfloat16, U> a = args_of<__nv_bfloat16, U>(decode);
     const int64_t batch = decode.q.size(0), at_once = 2 * multiprocessors_of(stream.device);
-    allow_shared_memory(kKernel, kBytes);
-    kKernel<<<grid_x(std::min(batch * a.states * F::kParts, at_once)), F::kThreads, kBytes, cuda::handle_of(stream)>>>(
-        a, static_cast<int>(batch));
-    LC_LAUNCHED("hybrid_decode", cuda::handle_of(stream));
+    launch(early, fold_blocks_kernel<U, D>, std::min(batch * a.states * F::kParts, at_once), F::kThreads,
+           sizeof(typename F::Shared), cuda::handle_of(stream), a, static_cast<int>(batch));
 }
 
 }  // namespace
 
-bool hybrid_decode_fold_blocks(const HybridDecode& a, Stream stream) {
+bool hybrid_decode_fold_blocks(const HybridDecode& a, bool early, Stream stream) {
     if (!is_model_step(a) || a.q.size(0) > kMostBatch) return false;
     dispatch_bool(a.q.size(3) == 128, [&](auto wide) {
         constexpr int kD = wide() ? 128 : 64;
-        a.s.dtype == DType::bf16 ? run<__nv_bfloat16, kD>(a, stream) : run<float, kD>(a, stream);
+        a.s.dtype == DType::bf16 ? run<__nv_bfloat16, kD>(a, early, stream) : run<float, kD>(a, early, stream);
     });
     return true;
 }

@@ -251,7 +251,7 @@ void run(const HybridDecode& decode, Stream stream) {
     const cudaStream_t queue = cuda::handle_of(stream);
     const Args<T, U> a = args_of<T, U>(decode);
     const int64_t batch = decode.q.size(0);
-    if (!hybrid_decode_fold_blocks(decode, stream)) {
+    if (!hybrid_decode_fold_blocks(decode, false, stream)) {
         const dim3 folds(grid_x(batch * a.states), static_cast<unsigned>(ceil_div(a.features, kRows)));
         allow_shared_memory(fold_kernel<T, U, D>, fold_bytes<D>(a));
         fold_kernel<T, U, D><<<folds, kThreads, fold_bytes<D>(a), queue>>>(a);

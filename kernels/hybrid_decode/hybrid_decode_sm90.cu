@@ -24,6 +24,9 @@
 //                                 and a fold in front that found nothing to do cost 14 us instead of 2.
 //          3  8 / 18 /  47 / 176  this: 48 KB, for one kind of map and window; a query head an item for small batches (12 with four).
 //                                 83 and 89 % of a copy; in bf16 35 and 126: 66 and 73 %. Launched early: 0.5 us less.
+//          4  7 / 17 /  46 / 174  the fold launched early too, queries of the next four items on their way during these: 86 and 90 % of a copy;
+//                                 bf16 33 and 122: 69 and 75 %. There the eight warps are the bound (clocks an item of 15500: maps 3200, as
+//                                 weights come behind all that the copier has requested; scores 2900, states 4500, values 2200).
 //          Lost: sixteen warps instead of eight (52 / 196); two heads an item (17 at batch 16, 13 at 8: not worth the code).
 // SOURCE   arXiv 2410.10254.
 #include <limits>
@@ -44,7 +47,7 @@ template <int D, int Heads>
 struct alignas(128) Shared {
     unsigned char slots[kSlots][kSlotBytes];
     uint64_t full[kSlots], empty[kSlots];  // Barrier, which only device code for sm_90 has
-    float q[kItems][Heads][D];
+    __nv_bfloat16 q[2][kItems][Heads][D];  // of these items and the next ones
     union {
         float u[kThreads / (Heads * kStepMap / 4)][kItems][Heads][kStepMap];  // parts of the maps' products
         float n[kWarps][Heads][D];                                            // parts of the numerators
@@ -125,68 +128,93 @@ struct Attend {
 
     // --- phi(q) of up to kItems sequences ---
 
-    __device__ __forceinline__ void load_queries(int b0, int head, int count) {
-        for (int i = threadIdx.x * 8; i < count * Heads * D; i += kThreads * 8) {
-            const auto pack = load_pack(a.q + (b0 + i / (Heads * D)) * a.q_b + (head + i / D % Heads) * a.q_h + i % D);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) (&shared.q[0][0][0])[i + e] = pack.get(e);
-        }
-        if (threadIdx.x < Heads) shared.gamma[threadIdx.x] = 1 / (1 + expf(-a.mix_logit[head + threadIdx.x]));
+    struct Group {  // of items
+        int b0, head, count;
+    };
+    __device__ __forceinline__ Group group_at(int item, int last) const {
+        const int b0 = item % batch;
+        return {b0, item / batch * Heads, min(min(kItems, last - item), batch - b0)};
+    }
+    __device__ __forceinline__ void copy_queries(const Group& g, int side) {
+#pragma unroll 1
+        for (unsigned i = threadIdx.x * 8; i < g.count * Heads * D; i += kThreads * 8)
+            copy_async(&shared.q[side][0][0][0] + i,
+                       a.q + (g.b0 + i / (Heads * D)) * a.q_b + (g.head + i / D % Heads) * a.q_h + i % D);
+        copy_async_commit();
     }
     // Thread (part, head, four columns): u over a part of D, for all items.
-    template <class W>
-    __device__ __forceinline__ void map_parts(int head) {
+    __device__ __forceinline__ void map_parts(int head, int side) {
         constexpr int kQuads = kStepMap / 4, kUnits = Heads * kQuads, kRows = D * kUnits / kThreads;
+        constexpr int kAtOnce = std::min(kRows, 16), kPack = std::min(kRows, 8);
+        struct alignas(kPack * 2) Numbers {
+            __nv_bfloat16 values[kPack];
+        };
         const int part = static_cast<int>(threadIdx.x) / kUnits, h = static_cast<int>(threadIdx.x) / kQuads % Heads,
-                  column = static_cast<int>(threadIdx.x) % kQuads * 4, row0 = part * kRows;
-        const W* w = static_cast<const W*>(a.wq.data) + (int64_t{head + h} * D + row0) * kStepMap + column;
+                  column = static_cast<int>(threadIdx.x) % kQuads * 4;
+        const int64_t w = (int64_t{head + h} * D + part * kRows) * kStepMap + column;
         float4 sum[kItems] = {};
-        constexpr int kAtOnce = std::min(kRows, 8);
 #pragma unroll 1
         for (int first = 0; first < kRows; first += kAtOnce) {
             float4 four[kAtOnce];
+            const auto load = [&](const auto* from) {
 #pragma unroll
-            for (int r = 0; r < kAtOnce; ++r) four[r] = load_four(w + (first + r) * kStepMap);
+                for (int r = 0; r < kAtOnce; ++r) four[r] = load_four(from + r * kStepMap);
+            };
+            if (a.wq.narrow)
+                load(static_cast<const __nv_bfloat16*>(a.wq.data) + w + first * kStepMap);
+            else
+                load(static_cast<const float*>(a.wq.data) + w + first * kStepMap);
 #pragma unroll
             for (int i = 0; i < kItems; ++i)
 #pragma unroll
-                for (int r = 0; r < kAtOnce; ++r) {
-                    const float x = shared.q[i][h][row0 + first + r];
-                    sum[i].x = fmaf(x, four[r].x, sum[i].x), sum[i].y = fmaf(x, four[r].y, sum[i].y);
-                    sum[i].z = fmaf(x, four[r].z, sum[i].z), sum[i].w = fmaf(x, four[r].w, sum[i].w);
+                for (int r0 = 0; r0 < kAtOnce; r0 += kPack) {
+                    const auto q = *reinterpret_cast<const Numbers*>(&shared.q[side][i][h][part * kRows + first + r0]);
+#pragma unroll
+                    for (int e = 0; e < kPack; ++e) {
+                        const float x = to_float(q.values[e]);
+                        const float4 by = four[r0 + e];
+                        sum[i].x = fmaf(x, by.x, sum[i].x), sum[i].y = fmaf(x, by.y, sum[i].y);
+                        sum[i].z = fmaf(x, by.z, sum[i].z), sum[i].w = fmaf(x, by.w, sum[i].w);
+                    }
                 }
         }
 #pragma unroll
         for (int i = 0; i < kItems; ++i) *reinterpret_cast<float4*>(&shared.u[part][i][h][column]) = sum[i];
     }
     // A warp a row: phi and its product with z.
-    __device__ __forceinline__ void map_rows(int b0, int head, int count) {
-        constexpr int kParts = sizeof(shared.u) / sizeof(shared.u[0]);
-        const int lane = threadIdx.x % kWarp;
-#pragma unroll 1
-        for (int r = static_cast<int>(threadIdx.x) / kWarp; r < count * Heads; r += kWarps) {
-            const int item = r / Heads, h = r % Heads;
-            const U* z = a.z + (int64_t{b0 + item} * a.states + head + h) * kStepFeatures + lane;
-            float of_z[4], u[2] = {};
+    __device__ __forceinline__ void map_rows(const Group& g) {
+        constexpr int kParts = sizeof(shared.u) / sizeof(shared.u[0]), kRows = (kItems * Heads + kWarps - 1) / kWarps;
+        const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+        float of_z[kRows][4];
 #pragma unroll
-            for (int k = 0; k < 4; ++k) of_z[k] = to_float(z[k * kWarp]);
+        for (int i = 0; i < kRows; ++i) {
+            const int row = min(warp + i * kWarps, g.count * Heads - 1);
+            const U* z = a.z + (int64_t{g.b0 + row / Heads} * a.states + g.head + row % Heads) * kStepFeatures + lane;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) of_z[i][k] = to_float(z[k * kWarp]);
+        }
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+            const int row = warp + i * kWarps, item = row / Heads, h = row % Heads;
+            if (row >= g.count * Heads) break;
+            float u[2] = {}, far = 0;
 #pragma unroll 4
             for (int p = 0; p < kParts; ++p)
                 u[0] += shared.u[p][item][h][lane], u[1] += shared.u[p][item][h][lane + kWarp];
             const StepFeatures phi(u[0], u[1]);
-            float far = 0;
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
                 shared.phi[item][h][lane + k * kWarp] = phi.values[k];
-                far = fmaf(phi.values[k], of_z[k], far);
+                far = fmaf(phi.values[k], of_z[i][k], far);
             }
             far = warp_sum(far);
             if (lane == 0) shared.far[item][h] = far;
         }
     }
-    __device__ __forceinline__ void append(int b0, int head, int count) {
-        for (int i = threadIdx.x * 8; i < count * 2 * D; i += kThreads * 8) {
-            const int b = b0 + i / (2 * D), position = static_cast<int>(a.positions[b]), hk = kv_head(head);
+    __device__ __forceinline__ void append(const Group& g) {
+#pragma unroll 1
+        for (unsigned i = threadIdx.x * 8; i < g.count * 2 * D; i += kThreads * 8) {
+            const int b = g.b0 + i / (2 * D), position = static_cast<int>(a.positions[b]), hk = kv_head(g.head);
             if (position < 0) continue;
             const bool key = i / D % 2 == 0;
             const auto* from = key ? a.k + b * a.k_b + hk * a.k_h : a.v + b * a.v_b + hk * a.v_h;
@@ -226,14 +254,18 @@ struct Attend {
         }
     }
     // Eight lanes a key, four keys a warp.
-    __device__ __forceinline__ void score_keys(int item, int window) {
+    __device__ __forceinline__ void score_keys(int item, int side, int window) {
         constexpr int kSame = 8 / Heads;  // lanes with the same sum
         const int part = threadIdx.x % 8, mine = static_cast<int>(threadIdx.x) / 8;
         float q[Heads][D / 8];
 #pragma unroll
         for (int h = 0; h < Heads; ++h)
 #pragma unroll
-            for (int e = 0; e < D / 8; ++e) q[h][e] = shared.q[item][h][e / 8 * 64 + part * 8 + e % 8];
+            for (int j = 0; j < D / 64; ++j) {
+                const auto pack = load_pack(&shared.q[side][item][h][j * 64 + part * 8]);
+#pragma unroll
+                for (int e = 0; e < 8; ++e) q[h][j * 8 + e] = pack.get(e);
+            }
 #pragma unroll 1
         for (int first = 0; first < window; first += kStepWindow) {
             const auto* keys = static_cast<const __nv_bfloat16*>(arrived());
@@ -329,7 +361,8 @@ struct Attend {
             for (int c = 0; c < kColumns; ++c) shared.n[warp][h][lane * kColumns + c] += n[h][c];
     }
     __device__ __forceinline__ void store(int b, int head) {
-        for (int i = threadIdx.x * 2; i < Heads * D; i += kThreads * 2) {
+#pragma unroll 1
+        for (unsigned i = threadIdx.x * 2; i < Heads * D; i += kThreads * 2) {
             float2 sum = {};
 #pragma unroll
             for (int w = 0; w < kWarps; ++w) {
@@ -341,14 +374,15 @@ struct Attend {
                 pack_bf16(sum.x * by, sum.y * by);
         }
     }
-    __device__ __forceinline__ void attend(int item, int b, int head) {
+    __device__ __forceinline__ void attend(int item, int side, int b, int head) {
         const int position = static_cast<int>(a.positions[b]), window = position + 1 - begin_of(position);
         if (position < 0) {
-            for (int i = threadIdx.x; i < Heads * D; i += kThreads)
+#pragma unroll 1
+            for (unsigned i = threadIdx.x; i < Heads * D; i += kThreads)
                 a.y[b * a.y_b + (head + i / D) * a.y_h + i % D] = __nv_bfloat16{};
             return;
         }
-        score_keys(item, window);
+        score_keys(item, side, window);
         named_sync<kThreads>(1);  // scores are here, and the item before has left n
         normalize(item, window);
         add_states(item);
@@ -358,23 +392,23 @@ struct Attend {
         store(b, head);
     }
     __device__ __forceinline__ void compute(int first, int last) {
+        copy_queries(group_at(first, last), 0);
 #pragma unroll 1
-        for (int item = first, count; item < last; item += count) {
-            const int b0 = item % batch, head = item / batch * Heads;
-            count = min(min(kItems, last - item), batch - b0);
-            load_queries(b0, head, count);
+        for (int item = first, side = 0; item < last; side ^= 1) {
+            const Group g = group_at(item, last);
+            if (threadIdx.x < Heads) shared.gamma[threadIdx.x] = 1 / (1 + expf(-a.mix_logit[g.head + threadIdx.x]));
+            copy_async_wait<0>();
             named_sync<kThreads>(1);
-            if (a.wq.narrow)
-                map_parts<__nv_bfloat16>(head);
-            else
-                map_parts<float>(head);
+            map_parts(g.head, side);
             if (item == first) wait_for_predecessor();
             named_sync<kThreads>(1);
-            map_rows(b0, head, count);
-            if (head % (a.heads / a.kv_heads) == 0) append(b0, head, count);
+            map_rows(g);
+            if (g.head % (a.heads / a.kv_heads) == 0) append(g);
+            item += g.count;
+            if (item < last) copy_queries(group_at(item, last), side ^ 1);
             named_sync<kThreads>(1);
 #pragma unroll 1
-            for (int i = 0; i < count; ++i) attend(i, b0 + i, head);
+            for (int i = 0; i < g.count; ++i) attend(i, side, g.b0 + i, g.head);
         }
     }
 };
@@ -406,22 +440,12 @@ __global__ void __launch_bounds__(kBlock, 1)
 #endif
 }
 
-// Launched early: the maps' products are under way while the fold before it finds what there is to do.
+// The maps' products are under way while the fold before it finds what there is to do.
 template <class U, int D, int Heads>
 void run(const HybridDecode& decode, int64_t blocks, Stream stream) {
-    constexpr auto kKernel = stream_kernel<U, D, Heads>;
     const Args<__nv_bfloat16, U> a = args_of<__nv_bfloat16, U>(decode);
-    const int batch = static_cast<int>(decode.q.size(0));
-    allow_shared_memory(kKernel, sizeof(Shared<D, Heads>));
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(grid_x(blocks)), config.blockDim = dim3(kBlock);
-    config.dynamicSmemBytes = sizeof(Shared<D, Heads>), config.stream = cuda::handle_of(stream);
-    config.attrs = &early, config.numAttrs = 1;
-    LC_CUDA(cudaLaunchKernelEx(&config, kKernel, a, batch));
-    LC_LAUNCHED("hybrid_decode", cuda::handle_of(stream));
+    launch(true, stream_kernel<U, D, Heads>, blocks, kBlock, sizeof(Shared<D, Heads>), cuda::handle_of(stream), a,
+           static_cast<int>(decode.q.size(0)));
 }
 
 // Heads of an item: four that share keys, where that gives nearly every multiprocessor one: three query heads each, at least.
@@ -438,7 +462,7 @@ void run(const HybridDecode& a, Stream stream) {
 bool hybrid_decode_sm90(const HybridDecode& a, Stream stream) {
     constexpr int64_t kMostRows = std::numeric_limits<int>::max();
     if (!is_model_step(a) || a.s.size(1) != a.q.size(1) || a.q.size(0) * a.q.size(1) > kMostRows) return false;
-    if (!hopper_applies({a.q, a.k, a.v}) || !hybrid_decode_fold_blocks(a, stream)) return false;
+    if (!hopper_applies({a.q, a.k, a.v}) || !hybrid_decode_fold_blocks(a, true, stream)) return false;
     dispatch_bool(a.q.size(3) == 128, [&](auto wide) {
         constexpr int kD = wide() ? 128 : 64;
         a.s.dtype == DType::bf16 ? run<__nv_bfloat16, kD>(a, stream) : run<float, kD>(a, stream);
