@@ -49,6 +49,35 @@ models::SamplingOptions sampling(const std::string& name, int64_t slot) {
     return o;
 }
 
+// Does memory grow with what was generated? Marks it as the tokens double.
+class MemoryMarks {
+  public:
+    MemoryMarks(const Setup& setup, const DecodeState& state, Figures& figures)
+        : allocator_(allocator(setup.placement.device)),
+          state_(state),
+          figures_(figures),
+          last_(setup.options.new_tokens) {
+        take_peak();
+    }
+    void after(int64_t tokens) {
+        if (tokens == next_ || tokens == last_) figures_.memory.push_back({tokens, take_peak(), state_.bytes()});
+        if (tokens == next_) next_ *= 2;
+    }
+
+  private:
+    int64_t take_peak() {
+        const int64_t peak = allocator_.stats().peak_bytes;
+        figures_.peak_bytes = std::max(figures_.peak_bytes, peak);
+        allocator_.reset_peak();
+        return peak;
+    }
+
+    Allocator& allocator_;
+    const DecodeState& state_;
+    Figures& figures_;
+    int64_t next_ = 1024, last_;
+};
+
 // As the engine does it: the host reads the tokens of a step while the next one runs. A step lasts from one such arrival to the
 // next.
 std::vector<double> time_drawing(const Setup& setup, const Generator& generator, DecodeState& state, Figures& figures) {
@@ -59,6 +88,7 @@ std::vector<double> time_drawing(const Setup& setup, const Generator& generator,
     std::vector<double> ms;
     std::vector<int64_t> positions(static_cast<size_t>(o.batch), state.position());
     int64_t allocations = 0, read = 0;
+    MemoryMarks memory(setup, state, figures);
     Clock::time_point last = Clock::now();
     const auto collect = [&] {
         for (const kernels::SampleResult& result : sampler.collect()) models::id_of(result, positions[0]);
@@ -72,6 +102,7 @@ std::vector<double> time_drawing(const Setup& setup, const Generator& generator,
         sampler.post();
         for (int64_t& position : positions) ++position;
         if (sampler.posted() == DeviceSampler::kInFlight) collect();
+        memory.after(token + 1);
     }
     collect();
     figures.system_allocations = allocator(device).stats().system_allocations - allocations;
@@ -84,7 +115,11 @@ std::vector<double> time_given(const Setup& setup, const Generator& generator, D
     const EndToEndOptions& o = setup.options;
     const Device device = setup.placement.device;
     const Tensor ids = random_ids(o.batch, o.new_tokens, setup.work.config.vocab_size, device);
-    const auto step = [&] { generator.advance(state, ids.sliced(1, state.position() - setup.first_position(), 1)); };
+    MemoryMarks memory(setup, state, figures);
+    const auto step = [&] {
+        generator.advance(state, ids.sliced(1, state.position() - setup.first_position(), 1));
+        memory.after(state.position() - setup.first_position());
+    };
     return time_steps(step, o.warmup, o.new_tokens - o.warmup, device, figures);
 }
 
@@ -123,7 +158,6 @@ Figures time_decode(const Setup& setup) {
     figures.step_flops = batch * setup.work.decode_flops(context);
     figures.step_bytes = setup.work.decode_weight_bytes(setup.placement.dtype) +
                          batch * setup.work.decode_state_bytes(context, setup.placement.dtype);
-    figures.peak_bytes = allocator(device).stats().peak_bytes;
     figures.state_bytes = state.bytes();
     return figures;
 }

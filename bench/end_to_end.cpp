@@ -179,6 +179,9 @@ io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline,
                      {"state_bytes", f.state_bytes},
                      {"roofline_ms", floor_ms},
                      {"roofline_frac", floor_ms / mean_ms}});
+        for (const MemoryMark& m : f.memory)
+            line["memory"].push_back(
+                {{"tokens", m.tokens}, {"peak_bytes", m.peak_bytes}, {"state_bytes", m.state_bytes}});
         if (o.context == 0) line.update({{"prompt", o.prompt}, {"prefill_ms", f.prefill_ms}});
     } else {
         line.update({{"seq_len", o.seq_len}, {"accumulate", o.accumulate}, {"trained_parameters", f.trained}});
@@ -201,6 +204,10 @@ void print(const io::Json& line) {
     if (line.contains("state_bytes"))
         fmt::print(", state {:.3f} GB, {:.1f} % of the roofline", number("state_bytes") * 1e-9,
                    100 * number("roofline_frac"));
+    if (line.contains("memory") && line["memory"].size() > 1)
+        for (const io::Json& mark : line["memory"])
+            fmt::print("{} {:.3f} MB at {}", &mark == &line["memory"].front() ? ", peak" : " |",
+                       mark["peak_bytes"].get<double>() * 1e-6, mark["tokens"].get<int64_t>());
     if (line.contains("prefill_ms")) fmt::print(", prefill {:.2f} ms", number("prefill_ms"));
     if (number("drift") > kDriftLimit) fmt::print(", drift {:.1f} %", 100 * number("drift"));
     fmt::print("\n");

@@ -27,6 +27,11 @@ struct Setup {
     int64_t first_position() const { return options.context > 0 ? options.context : options.prompt; }
 };
 
+// Memory of decoding after so many new tokens: the most in use since the mark before, and the states' share.
+struct MemoryMark {
+    int64_t tokens, peak_bytes, state_bytes;
+};
+
 // What was found out, before the roofline is added.
 struct Figures {
     std::vector<double> step_ms;
@@ -34,6 +39,7 @@ struct Figures {
     double flops_per_second = 0;            // useful ones
     double step_flops = 0, step_bytes = 0;  // decode: what one step has to do
     int64_t peak_bytes = 0, system_allocations = 0, trained = 0, state_bytes = 0;
+    std::vector<MemoryMark> memory;  // of decode: after 1024 tokens, 2048, ..., and at the end
     io::Json moment;
 };
 
