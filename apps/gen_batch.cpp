@@ -66,6 +66,7 @@ int run_batch(const GenFlags& flags, const Settings& settings) {
         LC_REQUIRE(Usage, !settings.origin.contains(name), "--{} does not go with --batch", name);
     const Session session = load_session(flags, settings, true);
     io::Json identity = {session.identity.model_hash, session.identity.run_hash, flags.terms, flags.place.dtype};
+    if (flags.weights.dtype != "auto") identity.push_back("weights in " + flags.weights.dtype);
     if (flags.state_dtype != "f32") identity.push_back("states in " + flags.state_dtype);
     const models::BatchFile file(flags.batch, session.options, session.decoder.config().vocab_size, identity.dump());
     io::LineFile out(flags.out);

@@ -60,6 +60,7 @@ void GenFlags::add(CLI::App& app) {
     app.add_option("--state-dtype", state_dtype, "Recurrent states between steps: f32 | bf16, half the memory")
         ->check(CLI::IsMember({"f32", "bf16"}));
     place.add(app);
+    weights.add(app);
     app.add_flag("--json", json, "One JSON object instead of text");
     app.add_flag("--stats", stats, "Speed and memory on standard error");
     app.add_option("--threads", threads, "CPU threads; 0: all cores")->check(CLI::Range(0, 256));

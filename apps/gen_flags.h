@@ -14,6 +14,7 @@ namespace lc::apps {
 struct GenFlags {
     ModelFlags model;
     PlacementFlags place;
+    WeightFlags weights;
     std::string run, prompt, prompt_file, terms = "both", state_dtype = "f32", batch, out;
     std::string chat_template, system, save_state, load_state;
     std::vector<std::string> stop, logit_bias;

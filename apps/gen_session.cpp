@@ -46,9 +46,12 @@ Session load_session(const GenFlags& flags, const Settings& settings, bool with_
     const io::GenerationConfig defaults = io::load_generation_config(source.directory);
     models::GenerateOptions options = generate_options(flags, settings, defaults);
     io::Tokenizer tokenizer = io::load_tokenizer(source.directory);
-    models::Decoder decoder = models::load_model(
-        source, flags.run, {.placement = flags.place.placement(), .follow_symlinks = !flags.no_follow_symlinks});
+    models::Decoder decoder = models::load_model(source, flags.run,
+                                                 {.placement = flags.place.placement(),
+                                                  .follow_symlinks = !flags.no_follow_symlinks,
+                                                  .weight_code = flags.weights.code()});
     decoder.merge_lora();
+    decoder.encode_projections(flags.weights.code());
     LC_REQUIRE(BadInput, tokenizer.vocab_size() <= decoder.config().vocab_size,
                "{}: the tokenizer has {} ids, the model's embedding {}", source.directory.string(),
                tokenizer.vocab_size(), decoder.config().vocab_size);

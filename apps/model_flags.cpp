@@ -21,6 +21,18 @@ void PlacementFlags::add(CLI::App& verb) {
     verb.add_option("--dtype", dtype, "of activations and frozen weights: auto (bf16 on a GPU, else f32), f32 or bf16");
 }
 
+void WeightFlags::add(CLI::App& verb) {
+    verb.add_option(
+            "--weights-dtype", dtype,
+            "of the layers' matrices: auto (as --dtype) | int8 | fp8, half the memory of bf16; embedding and head stay")
+        ->check(CLI::IsMember({"auto", "int8", "fp8"}));
+}
+
+models::WeightCode WeightFlags::code() const {
+    if (dtype == "int8") return models::WeightCode::int8;
+    return dtype == "fp8" ? models::WeightCode::fp8 : models::WeightCode::none;
+}
+
 void ModelFlags::add(CLI::App& verb) {
     verb.add_option("--model", model,
                     "Hugging Face model directory (config.json, tokenizer.json, safetensors), or a GGUF file")

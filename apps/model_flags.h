@@ -18,6 +18,13 @@ struct PlacementFlags {
     models::Placement planned() const { return models::planned_placement(device, dtype); }
 };
 
+// --weights-dtype of programs that only read weights: auto (as --dtype says), int8 or fp8.
+struct WeightFlags {
+    std::string dtype = "auto";
+    void add(CLI::App& verb);
+    models::WeightCode code() const;
+};
+
 struct ModelFlags {
     std::string model;
     std::optional<uint64_t> random_weights;

@@ -14,6 +14,7 @@ namespace {
 struct Flags {
     ModelFlags model;
     PlacementFlags place;
+    WeightFlags weights;
     std::string run, text, json, logits, terms = "both";
     int64_t seq_len = 1024, limit = 0, batch = 4, threads = 0;
 };
@@ -31,8 +32,10 @@ int run(const Flags& flags) {
     const io::Tokenizer tokenizer = io::load_tokenizer(flags.model.model);
     const std::vector<int32_t> ids =
         tokenizer.encode(flags.limit > 0 ? first_code_points(text, flags.limit) : std::string_view(text), false);
-    const models::Decoder decoder =
-        models::load_model(flags.model.source(), flags.run, {.placement = flags.place.placement()});
+    models::Decoder decoder = models::load_model(
+        flags.model.source(), flags.run, {.placement = flags.place.placement(), .weight_code = flags.weights.code()});
+    if (decoder.lora() && flags.weights.code() != models::WeightCode::none) decoder.merge_lora();
+    decoder.encode_projections(flags.weights.code());
     LC_REQUIRE(Usage, decoder.attention() || flags.terms == "both",
                "--attention-terms {} needs --run: the model itself is softmax", flags.terms);
     train::EvaluateOptions options{.forward = {.mode = models::mode_of(decoder)}, .batch = flags.batch, .stop = {}};
@@ -64,6 +67,7 @@ Verb add_perplexity(CLI::App& program) {
     const auto flags = std::make_shared<Flags>();
     flags->model.add(*verb);
     flags->place.add(*verb);
+    flags->weights.add(*verb);
     verb->add_option("--run", flags->run, "run directory of linearize; none: the model as it is");
     verb->add_option("--text", flags->text, "UTF-8 text file")->required();
     verb->add_option("--seq-len", flags->seq_len, "tokens of a sequence")->check(CLI::Range(2, 1 << 20));

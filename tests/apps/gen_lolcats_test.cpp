@@ -154,6 +154,19 @@ TEST_F(GenLolcats, AttentionTermsAndStats) {
     expect_refusal(gen(with({"--state-dtype", "bf16"})), 2, "--run");
 }
 
+TEST_F(GenLolcats, WeightsInEightBits) {
+    const std::string state = (directory_.path() / "talk.state").string();
+    for (const char* dtype : {"int8", "fp8"}) {
+        const Outcome outcome =
+            gen(with({"--run", run_, "--weights-dtype", dtype, "--save-state", state}));  // its adapter is merged first
+        EXPECT_EQ(outcome.code, 0) << outcome.err;
+        EXPECT_GT(outcome.out.size(), 1u);
+    }
+    expect_refusal(gen({"--model", model_, "--run", run_, "--load-state", state, "--prompt", "one"}), 3,
+                   "weights in fp8");
+    expect_refusal(gen(with({"--weights-dtype", "int4"})), 2, "--weights-dtype");
+}
+
 TEST_F(GenLolcats, WrongUseIsTwo) {
     expect_refusal(gen({"--prompt", "x"}), 2, "--model");
     expect_refusal(gen({"--model", model_ + "/config.json", "--prompt", "x"}), 2, "a model directory or a file *.gguf");
