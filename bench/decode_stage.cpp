@@ -128,8 +128,8 @@ std::vector<double> time_given(const Setup& setup, const Generator& generator, D
 Figures time_decode(const Setup& setup) {
     const EndToEndOptions& o = setup.options;
     const Device device = setup.placement.device;
-    allocator(device).reset_peak();
     const models::Decoder decoder = make_model(setup);
+    allocator(device).reset_peak();  // random weights are made whole before they become codes; those of files are not
     const Generator generator(decoder, o.prefill_chunk);
     Figures figures;
     if (o.context == 0) {

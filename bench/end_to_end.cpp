@@ -25,6 +25,7 @@ using Clock = std::chrono::steady_clock;
 Decoder make_model(const Setup& setup) {
     Decoder decoder = Decoder::random(setup.work.config, kSeed, setup.placement, Decoder::Weights::Frozen);
     if (setup.work.attention.kind != AttentionKind::softmax) decoder.linearize(setup.work.attention, kSeed);
+    decoder.encode_projections(setup.work.weight_code);
     return decoder;
 }
 
@@ -66,11 +67,16 @@ Setup set_up(const EndToEndOptions& o) {
     LC_REQUIRE(Usage, sample, "--sample must be one of {}, got '{}'", fmt::join(kSampleNames, ", "), o.sample);
     LC_REQUIRE(Usage, o.state_dtype == "f32" || o.state_dtype == "bf16", "--state-dtype must be f32 or bf16, got '{}'",
                o.state_dtype);
+    LC_REQUIRE(Usage, o.weights_dtype == "auto" || o.weights_dtype == "int8" || o.weights_dtype == "fp8",
+               "--weights-dtype must be auto, int8 or fp8, got '{}'", o.weights_dtype);
+    LC_REQUIRE(Usage, decode || o.weights_dtype == "auto", "--weights-dtype goes with --stage decode");
     Setup setup{o, models::placement_from(o.device, o.dtype), {}};
     models::DecoderConfig& config = setup.work.config;
     config = models::decoder_config_from(io::load_hf_config(o.model_config));
     if (decode) config.max_positions = std::max(config.max_positions, setup.first_position() + o.new_tokens);
     setup.work.narrow_state = o.state_dtype == "bf16";
+    if (o.weights_dtype != "auto")
+        setup.work.weight_code = o.weights_dtype == "int8" ? models::WeightCode::int8 : models::WeightCode::fp8;
     setup.work.attention.kind = models::attention_kind_from(o.attention);
     setup.work.lora_rank = o.lora_rank;
     LC_REQUIRE(Usage, o.stage != "transfer" || setup.work.attention.kind != AttentionKind::softmax,
@@ -142,7 +148,8 @@ std::string shape_of(const EndToEndOptions& o) {
         const std::string tokens = o.context > 0 ? fmt::format("{} at {}", o.new_tokens, o.context)
                                                  : fmt::format("({} + {})", o.prompt, o.new_tokens);
         return fmt::format("{} x {}{}{}", o.batch, tokens, o.sample == "none" ? "" : ", " + o.sample,
-                           o.state_dtype == "f32" ? "" : ", state " + o.state_dtype);
+                           (o.state_dtype == "f32" ? "" : ", state " + o.state_dtype) +
+                               (o.weights_dtype == "auto" ? "" : ", weights " + o.weights_dtype));
     }
     return fmt::format("{} x {}{}{}", o.batch, o.seq_len, o.accumulate > 1 ? fmt::format(" x {}", o.accumulate) : "",
                        o.checkpoint_layers ? ", layers recomputed"
@@ -176,6 +183,7 @@ io::Json as_json(const Setup& setup, const Figures& f, const Roofline& roofline,
                      {"new_tokens", o.new_tokens},
                      {"sample", o.sample},
                      {"state_dtype", o.state_dtype},
+                     {"weights_dtype", o.weights_dtype},
                      {"state_bytes", f.state_bytes},
                      {"roofline_ms", floor_ms},
                      {"roofline_frac", floor_ms / mean_ms}});

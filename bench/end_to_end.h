@@ -10,8 +10,8 @@ struct EndToEndOptions {
     std::string stage;                   // transfer, finetune, decode
     std::string attention = "hybrid";    // hybrid, linear; softmax (not converted): finetune and decode
     std::string device = "auto", dtype = "auto", out, command;
-    std::string sample = "none",
-                state_dtype = "f32";  // of decode: none (the ids are given), greedy, drawn, top-p; f32, bf16
+    // Of decode: none (the ids are given), greedy, drawn, top-p; f32, bf16; auto (as dtype), int8, fp8.
+    std::string sample = "none", state_dtype = "f32", weights_dtype = "auto";
     int64_t batch = 8, seq_len = 1024, accumulate = 1;  // of training: micro-batch, its tokens, micro-batches in a step
     int64_t steps = 10, warmup = 3;                     // timed steps after untimed ones; of decode: untimed tokens
     int64_t prompt = 128, new_tokens = 256, prefill_chunk = 512;  // of decode

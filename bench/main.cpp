@@ -76,6 +76,9 @@ void add_end_to_end(CLI::App& app, Options& options) {
     verb.add_option("--sample", o.sample,
                     "none: the new ids are given; greedy, drawn, top-p: they are drawn on the device")
         ->capture_default_str();
+    verb.add_option("--weights-dtype", o.weights_dtype,
+                    "decode: the layers' matrices in auto (as --dtype), int8 or fp8")
+        ->capture_default_str();
     verb.add_option("--state-dtype", o.state_dtype, "recurrent states between steps: f32, bf16")->capture_default_str();
     count("--lora-rank", o.lora_rank, "of finetune");
     verb.add_flag("--fp8", o.fp8, "transfer: frozen layers multiply in fp8 (train_lolcats linearize --transfer-fp8)");

@@ -80,9 +80,9 @@ double ModelWork::decode_flops(int64_t context) const {
 }
 
 double ModelWork::decode_weight_bytes(DType dtype) const {
-    const double numbers =
-        as_double(config.num_layers) * layer_weights() + as_double(config.hidden_size) * as_double(config.vocab_size);
-    return numbers * as_double(size_of(dtype));
+    const double layers = as_double(config.num_layers) * layer_weights();
+    const double head = as_double(config.hidden_size) * as_double(config.vocab_size), width = as_double(size_of(dtype));
+    return layers * (weight_code == models::WeightCode::none ? width : 1) + head * width;
 }
 
 double ModelWork::decode_state_bytes(int64_t context, DType dtype) const {

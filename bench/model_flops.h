@@ -9,14 +9,16 @@
 #pragma once
 #include "models/attention/attention_spec.h"
 #include "models/decoder/config.h"
+#include "models/decoder/decoder.h"
 
 namespace lc::bench {
 
 struct ModelWork {
     models::DecoderConfig config;
-    models::AttentionSpec attention;  // kind softmax: not converted
-    int64_t lora_rank = 0;            // on q, k, v, o
-    bool narrow_state = false;        // S and z in bf16
+    models::AttentionSpec attention;                            // kind softmax: not converted
+    int64_t lora_rank = 0;                                      // on q, k, v, o
+    bool narrow_state = false;                                  // S and z in bf16
+    models::WeightCode weight_code = models::WeightCode::none;  // of the layers' matrices
 
     double layer_weights() const;
     // One token of a sequence of `length`.

@@ -56,6 +56,8 @@ std::vector<Point> points_of(const std::vector<io::Json>& lines, std::string& ti
                 .utc = line.get_string("utc")};
         const std::string state = line.find_string("state_dtype").value_or("f32");
         if (state != "f32" && p.attention != "softmax") p.attention += ", " + state + " state";
+        const std::string weights = line.find_string("weights_dtype").value_or("auto");
+        if (weights != "auto") p.attention += ", " + weights + " weights";
         const std::string machine = line.has("gpu") ? line.get_string("gpu") : line.get_string("cpu");
         auto& group = groups[fmt::format("{} on {}, {}", line.get_string("model"), machine, line.get_string("dtype"))];
         const auto [old, fresh] = group.try_emplace(p.key(), p);
