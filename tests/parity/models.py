@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import functools
+import importlib.metadata
 import json
 import multiprocessing
 import pathlib
@@ -20,6 +21,7 @@ import torch
 import transformers
 
 import families
+import gguf_files
 from recipe import ATTENTIONS, LENGTH, LINEARIZE, NARROW, NEW, TOLERANCE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -243,6 +245,16 @@ class Suite:
             self.expect_near(self.our_logits(directory, run), theirs, "model.pt, docs/load_in_transformers.py", family)
             shutil.rmtree(run), shutil.rmtree(merged)
 
+    def gguf(self):
+        """Files of the package gguf, in every type that is read; others are refused by their name."""
+        path = self.work / "model.gguf"
+        for kind in gguf_files.READ + gguf_files.REFUSED:
+            model = gguf_files.write(path, TOKENIZER, kind)
+            try:
+                self.expect_near(self.our_logits(path), self.logits_of(model), f"GGUF {kind}", "llama3")
+            except RuntimeError as error:
+                self.expect(kind in gguf_files.REFUSED and kind in str(error), f"GGUF {kind} is refused by its name: {error}")
+
     def family(self, name):
         model = families.build(name)
         directory = self.base(name, model)
@@ -253,6 +265,7 @@ class Suite:
             self.options(name, directory)
         if name == "llama3":
             self.published(name, directory)
+            self.gguf()
         if name == "mistral_v01":
             config = families.config_of(name)
             config.sliding_window = None
@@ -285,7 +298,7 @@ def summary(options, results, seconds):
         f"- {datetime.date.today()}, our programs at {options.revision}",
         f"- {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, peft {peft.__version__}, tokenizers {tokenizers.__version__}, "
-        f"safetensors {safetensors.__version__}",
+        f"safetensors {safetensors.__version__}, gguf {importlib.metadata.version('gguf')}",
         f"- {len(results)} models: {names}",
         f"- {checks} checks, {sum(len(failures) for _, _, failures, _ in results)} failed, {seconds:.0f} s",
         "",
