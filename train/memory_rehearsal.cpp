@@ -33,7 +33,7 @@ Rehearsal::Rehearsal(const PlanInput& input, Ledger& ledger)
       dtype_(input.placement.dtype),
       device_(input.placement.device.type),
       multiprocessors_(multiprocessors_of(input.placement.device)),
-      takes_codes_(takes_codes(input.placement.device)),
+      takes_codes_(dtype_ == DType::bf16 && takes_codes(input.placement.device)),
       ledger_(ledger),
       tape_(ledger) {
     const models::DecoderConfig& c = input.config;

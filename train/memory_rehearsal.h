@@ -95,7 +95,7 @@ class Rehearsal {
     DType dtype_;  // of activations
     DeviceType device_;
     int64_t multiprocessors_;
-    bool takes_codes_;  // whether the device multiplies codes
+    bool takes_codes_;  // whether the device multiplies codes, to results in bf16
     Ledger& ledger_;
     GhostTape tape_;
     int64_t rows_ = 0, batch_ = 0;   // of the pass under way: tokens and chunks
