@@ -69,6 +69,21 @@ TEST_F(TrainOnGpu, TwoRunsAreBitwiseEqual) {
     }
 }
 
+// Products of codes on the tensor cores that have them, and of what codes stand for on the CPU.
+TEST_F(TrainOnGpu, TransferInFp8HasTheCpusLosses) {
+    const ScratchDir scratch;
+    for (const auto& [name, placement] :
+         {std::pair<const char*, Placement>{"cpu", {}}, {"a", kGpuBf16}, {"b", kGpuBf16}}) {
+        LinearizeOptions options = options_for(scratch / name, placement, 12);
+        options.transfer_fp8 = true;
+        ASSERT_TRUE(linearize(options, {}));
+    }
+    const auto cpu = losses_of(scratch / "cpu", "transfer"), gpu = losses_of(scratch / "a", "transfer");
+    ASSERT_EQ(gpu.size(), 12u);
+    for (size_t i = 0; i < gpu.size(); ++i) EXPECT_NEAR(gpu[i], cpu[i], 0.05 * cpu[i]) << "step " << i + 1;
+    EXPECT_TRUE(weights_of(scratch / "a") == weights_of(scratch / "b"));
+}
+
 TEST_F(TrainOnGpu, AResumedRunIsTheUnbrokenOne) {
     const ScratchDir scratch;
     ASSERT_TRUE(linearize(options_for(scratch / "unbroken", kGpuBf16, 7), {}));

@@ -78,6 +78,35 @@ TEST_F(Stages, TransferAccumulatesLikeOneBatch) {
     expect_same_however_cut(stage, text_.train);
 }
 
+// What three bits of fraction do to a teacher of two layers, to what its maps learn, and to its weights: a little, a little, nothing.
+TEST_F(Stages, TransferInFp8IsNearlyTransfer) {
+    decoder_.linearize({.window_size = 4}, 1);  // drops the adapters
+    std::vector<std::vector<float>> weights;
+    for (const NamedTensor& parameter : decoder_.base_parameters())
+        weights.push_back(parameter.tensor.to_vector<float>());
+    const auto batch = batches(text_.train, 1, 6);
+    std::vector<StepLoss> losses;
+    std::vector<std::vector<float>> slopes;
+    for (const bool fp8 : {false, true}) {
+        AttentionTransfer stage(decoder_, text_.validation, 2, fp8);
+        for (const ParameterGroup& group : stage.groups())
+            for (NamedTensor parameter : group.parameters) set_grad(parameter.tensor, {});
+        losses.push_back(stage.accumulate(batch));
+        slopes.emplace_back();
+        for (const std::vector<float>& of_one : gradients(stage.groups()))
+            slopes.back().insert(slopes.back().end(), of_one.begin(), of_one.end());
+    }
+    EXPECT_NE(losses[1].loss, losses[0].loss);
+    for (size_t l = 0; l < 2; ++l) EXPECT_NEAR(losses[1].layer_losses[l] / losses[0].layer_losses[l], 1, 0.15) << l;
+    const auto dot = [&](size_t a, size_t b) {
+        return std::inner_product(slopes[a].begin(), slopes[a].end(), slopes[b].begin(), 0.0);
+    };
+    EXPECT_GT(dot(0, 1) / std::sqrt(dot(0, 0) * dot(1, 1)), 0.98);
+    const auto after = decoder_.base_parameters();
+    for (size_t i = 0; i < weights.size(); ++i)
+        EXPECT_EQ(after[i].tensor.to_vector<float>(), weights[i]) << after[i].name;
+}
+
 TEST_F(Stages, NextTokenAccumulatesLikeOneBatchWhenAllIsLabelled) {
     NextTokenStage stage("finetune", decoder_, decoder_.lora_parameters(), text_.validation,
                          {.forward = {.mode = AttentionMode::Linearized}});
