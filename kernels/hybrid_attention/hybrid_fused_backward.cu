@@ -10,6 +10,7 @@
 // SOURCE   arXiv 2410.10254.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_key_gradient.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
@@ -28,15 +29,18 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
         return slot ? DeviceScratch<float>(s.parts() * map_size, stream) : DeviceScratch<float>();
     };
     const DeviceScratch<float> dwq = map_parts(a.dwq), dwk = map_parts(a.dwk);
-    fused_backward_rows({.in = in,
-                         .y = AlignedHeads(a.forward.y),
-                         .dy = AlignedHeads(a.dy),
-                         .results = rows.results(),
-                         .dq = PairRows(a.dq),
-                         .dwq_parts = dwq.data(),
-                         .da_parts = da.data(),
-                         .starts = starts.of_keys()},
-                        d, stream);
+    const FusedRowsArgs over_rows{.in = in,
+                                  .y = AlignedHeads(a.forward.y),
+                                  .dy = AlignedHeads(a.dy),
+                                  .results = rows.results(),
+                                  .dq = PairRows(a.dq),
+                                  .dwq_parts = dwq.data(),
+                                  .da_parts = da.data(),
+                                  .starts = starts.of_keys()};
+    if (hopper_applies({a.forward.q, a.forward.k, a.forward.v, a.forward.y, a.dy}))
+        fused_backward_rows_sm90(over_rows, a, stream);
+    else
+        fused_backward_rows(over_rows, d, stream);
     store_map_gradient(dwq.data(), s, s.heads, d, a.dwq, stream);
     store_mix_gradient(da.data(), in, a.dmix_logit, stream);
     if (!a.dk && !a.dv && !a.dwk) return;

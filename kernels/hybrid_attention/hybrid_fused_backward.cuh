@@ -15,6 +15,8 @@ struct FusedRowsArgs {
     const float* starts;  // S, z of the segments
 };
 void fused_backward_rows(const FusedRowsArgs& args, int64_t d, Stream stream);
+// The same where hopper_applies to q, k, v, y and dy of `tensors`.
+void fused_backward_rows_sm90(const FusedRowsArgs& args, const HybridAttentionBackward& tensors, Stream stream);
 
 // Over the keys, last block first. dk, dv: of the KV head where it has one query head, else [B,H,blocks * 64,D].
 struct FusedKeysArgs {

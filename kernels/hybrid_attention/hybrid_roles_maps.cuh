@@ -12,12 +12,15 @@ struct FeatureRows {
 
     // u [64,F] -> features. First without a shift: while no sum of the warp's rows passes kTame, no |u| is so large that an
     // exponential could overflow, or a feature be below the least one.
-    __device__ __forceinline__ void make(const float (&u)[kFusedMap / 2]) {
+    // Returns whether that was so for all of this warp's rows: no feature is the least one.
+    __device__ __forceinline__ bool make(const float (&u)[kFusedMap / 2]) {
+        bool all_tame = true;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float up[kShare], down[kShare];
             float2 sum = exponentials(u, half, 0, 0, up, down);
             const bool tame = __all_sync(0xffffffffu, sum.x <= kTame && sum.y <= kTame);
+            all_tame = all_tame && tame;
             if (!tame) {
                 float high = at(u, half, 0), low = high;
 #pragma unroll
@@ -33,6 +36,7 @@ struct FeatureRows {
                 if (!tame) clamp(p[j / 4].r[r]), clamp(n[j / 4].r[r]);
             }
         }
+        return all_tame;
     }
     __device__ __forceinline__ void store(const FeatureTile& tile) const {
 #pragma unroll

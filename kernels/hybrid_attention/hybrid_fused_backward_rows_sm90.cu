@@ -1,0 +1,83 @@
+// Fused hybrid attention on Hopper (sm_90a), backward: the walk over the rows. wgmma, TMA, warpgroups with roles. When it applies:
+// hybrid_fused.h.
+//
+// MATHS    hybrid_attention.h. Left for the walk over the keys: dN, dZ, m, D / ties of every row.
+// TILING   thread block = (batch entry, query head, segment), one on each SM, blocks of 64 positions in order. Warpgroups:
+//
+//            window     q(b) [k(b-1), k(b)]^T -> P, 1 / Z; dy(b) [v(b-1), v(b)]^T -> dS; dq = dS [k(b-1), k(b)] + du W^T
+//            features   phi_q(b), phi_q.z; g = dy S^T - (dy.y) z -> D, du; phi_k(b-1)
+//            state      dN, dZ; dy.y of block b+1; dWq += q^T du; S += phi_k^T v(b-1), z, and a bf16 copy of S
+//
+//          dN is dy / Z row by row, so that products take dy as it comes and 1 / Z enters behind them: nobody waits for Z before they are
+//          made. P, dS, phi_q and their gradients stay in registers, S and dWq in f32 for the whole walk. dy.y and dN.y are the
+//          diagonals of products by mma.sync. A tile goes from role to role through its `full` and `free` barriers.
+//          Shared memory: 2 q, 3 k, 2 v, dy [64,D], maps [D,F], S [F',D], phi_k [64,128], du, rows of dq on their way out [64,64].
+// COST     as hybrid_fused_backward_rows.cu. On chip a block of 64 rows takes, D = 128: tensor cores 3328 clocks (dWq: 256 more),
+//          exponentials 1536.
+// NUMERICS as hybrid_fused_backward_rows.cu, but: dy is not divided and rounded before the rows' own products, and their dZ is made from
+//          it, so that a row's dS add up to zero as there; dN and dZ for the keys are made of dN as rounded. The keys tied for a maximum
+//          carry a minus sign in P, and twice their weights over twice the highest is how many they are. Weights and features as
+//          hybrid_fused_forward_sm90.cu.
+// LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, frozen maps, us with a cold cache. Meant, by counting the instructions of the
+//          longest role: 95, 4500 clocks a block.
+//          1 403  hybrid_fused_backward_rows.cu: mma.sync, six barriers a block for all warps.
+//          2 389  roles: 21400 clocks. The state waited 17000 of them for its own loads of y and dy, four of 2000 one after another, for
+//                 dy.y and again for dN; the window 5000 for stores of dq, 16 bytes of a row at a time.
+//          3 271  dq by way of shared memory in pieces of 128 bytes; two such loads after another instead of four: 15000 clocks.
+//                 With dWq, whose registers leave room for one, 357 (1: 439).
+//          4 y held from a block ahead, dy read from its tile.
+// SOURCE   arXiv 2410.10254; the roles are derived here.
+#include "kernels/hybrid_attention/hybrid_rows_features.cuh"
+#include "kernels/hybrid_attention/hybrid_rows_state.cuh"
+#include "kernels/hybrid_attention/hybrid_rows_window.cuh"
+
+namespace lc::kernels {
+namespace {
+
+using namespace hybrid_rows;
+
+template <int D, bool kMap>
+__global__ void __launch_bounds__(kRowsThreads, 1) rows_kernel(const __grid_constant__ RowsArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ __align__(kTileAlignment) unsigned char shared[];
+    const RowsRoom<D> room{reinterpret_cast<__nv_bfloat16*>(shared)};
+    RowsBarriers& barriers = room.barriers();
+    const FusedHead head(args.rows.in.shape);
+    const int group = warpgroup_index();
+    if (threadIdx.x == kState * kWarpgroup) {
+        barriers.init(Upstream::given);
+        const RowsWalk walk(head);
+        RowsCopies<D>{args, head, room, barriers, walk}.begin();  // the first tiles come while the maps are loaded
+    }
+    __syncwarp();
+    __syncthreads();
+    if (group == kWindow) {
+        shrink_registers<RowsRegisters<D, kMap>::kWindow>();
+        make_windows<D>(args, head, room, barriers);
+    } else if (group == kFeatures) {
+        shrink_registers<RowsRegisters<D, kMap>::kFeatures>();
+        make_all_features<D, Upstream::given>(args.rows, head, room, barriers);
+    } else {
+        grow_registers<RowsRegisters<D, kMap>::kState>();
+        keep_state<D, Upstream::given, kMap>(args, head, room, barriers);
+    }
+#endif
+}
+
+}  // namespace
+
+void fused_backward_rows_sm90(const FusedRowsArgs& args, const HybridAttentionBackward& a, Stream stream) {
+    const RowsArgs all{head_map(a.forward.q), head_map(a.forward.k), head_map(a.forward.v),
+                       head_map(a.dy),        head_map(a.forward.y), args};
+    dispatch_head_dim(static_cast<int>(a.forward.q.size(3)), [&](auto dim) {
+        dispatch_bool(args.dwq_parts != nullptr, [&](auto map) {
+            constexpr int kBytes = RowsTraits<dim()>::kBytes;
+            const auto kernel = rows_kernel<dim(), map()>;
+            allow_shared_memory(kernel, kBytes);
+            kernel<<<grid_x(args.in.shape.parts()), kRowsThreads, kBytes, cuda::handle_of(stream)>>>(all);
+            LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
+        });
+    });
+}
+
+}  // namespace lc::kernels
