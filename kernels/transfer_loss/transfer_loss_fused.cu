@@ -23,6 +23,7 @@
 // LADDER   1 this.
 // SOURCE   arXiv 2410.10254, section 3.1; the fusion is derived in transfer_loss.h.
 #include "kernels/transfer_loss/transfer_loss_fused.h"
+#include "kernels/transfer_loss/transfer_loss_rows_sm90.cuh"
 
 #include <optional>
 
@@ -367,7 +368,20 @@ void transfer_loss_fused(const TransferLoss& a, const HybridAttentionForward& at
                       dwq.data(),
                       dwk.data(),
                       starts.of_keys()};
-    launch_rows(args, d, gradients, stream);
+    if (hopper_applies({a.q, a.k, a.v, a.target}))
+        transfer_loss_rows_sm90({{.in = in,
+                                  .y = args.target,
+                                  .dy = args.target,
+                                  .results = args.results,
+                                  .dq = {},
+                                  .dwq_parts = args.dwq_parts,
+                                  .da_parts = args.da_parts,
+                                  .starts = args.starts},
+                                 args.slope,
+                                 args.loss_parts},
+                                a, gradients, stream);
+    else
+        launch_rows(args, d, gradients, stream);
     sum_total(args.loss_parts, s.parts(), a.factor / numel, a.loss, stream);
     store_map_gradient(dwq.data(), s, s.heads, d, out.dwq, stream);
     store_mix_gradient(args.da_parts, in, out.dmix_logit, stream);
