@@ -1,5 +1,7 @@
 // The two walks of the fused backward.
 #pragma once
+#include <initializer_list>
+
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
 
 namespace lc::kernels {

@@ -14,12 +14,19 @@
 // COST     as hybrid_fused_backward_keys.cu. On chip a block of 64 keys takes, D = 128: tensor cores 4864 clocks, exponentials 1536,
 //          shared memory 5900.
 // NUMERICS as hybrid_fused_backward_keys.cu, but: 1 / sums of features by rcp.approx and features without the shift of their softmax
-//          where nothing can overflow (FeatureRows::make); gamma enters a weight through the exponent, which is one fma. Scores
+//          where nothing can overflow (FeatureRows::make); features that were clamped take part in du: their share of it is
+//          below 1e-10; gamma enters a weight through the exponent, which is one fma. Scores
 //          have the same bits from wgmma as from mma.sync, whichever operand comes first (seen on an H100): either walk over the
 //          rows may come before.
 // LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us, one call after the other:
-//          1 525  hybrid_fused_backward_keys.cu: mma.sync, four barriers a block for all warps.
-//          2 203  roles; 160 registers for each of the two that hold sums, 88 and 104 for the others. Predicted: 120 to 140.
+//          1 518  hybrid_fused_backward_keys.cu: mma.sync, four barriers a block for all warps.
+//          2 202  roles; 160 registers for each of the two that hold sums, 88 and 104 for the others. Predicted: 120 to 140. Seen
+//                 by clock stamps: 11000 clocks a block, all of them the gradients' chain, of which du 2650 and the stores of dk and
+//                 dv 1900; window and maps wait for it half of the time. An instruction of a warp that is alone with its code on a
+//                 scheduler takes two to four clocks: instructions of the longest role count, not products.
+//          3 183  t enters dphi_k before the product, clamped features take part, no general stores in the kernel.
+//          4 209  (not kept) du made by the maps while phi_k is in registers: dWk, and with it the place of k, then wait for du behind
+//                 both projections, and the window behind k. With two places for k it may pay: T's copy leaves no room.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/common/dispatch.h"

@@ -12,8 +12,11 @@
 // COST     a row and query head, D = 128: 7 D^2 FLOPs, 5 D bytes. On chip a block of 64 keys takes: tensor cores 1792 clocks,
 //          exponentials 1024, shared memory 2800; HBM 2400 where all SMs ask at once.
 // NUMERICS as hybrid_fused_backward_keys_sm90.cu.
-// LADDER   1 the walk over the keys in transfer_loss_fused.cu.
-//          2 this, with the roles that the backward has; predicted: 55 us at 8x1024 tokens, 32 heads of 128.
+// LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us; what stage 1 takes with either walk:
+//          1 605  the walk over the keys in transfer_loss_fused.cu.
+//          2 506  this, with the roles that the backward has. Predicted for the walk: 55; seen by clock stamps: 3500 clocks a block, 56 us,
+//                 the gradients' chain again.
+//          3 501  less work in it, as in hybrid_fused_backward_keys_sm90.cu.
 // SOURCE   arXiv 2410.10254, section 3.1; the roles are derived here.
 #include "kernels/transfer_loss/transfer_loss_keys_sm90.cuh"
 
