@@ -16,7 +16,7 @@
 // NUMERICS as hybrid_fused_backward_keys.cu, but: 1 / sums of features by rcp.approx and features without the shift of their softmax
 //          where nothing can overflow (FeatureRows::make); features that were clamped take part in du: their share of it is
 //          below 1e-10; gamma enters a weight through the exponent, which is one fma. Scores
-//          have the same bits from wgmma as from mma.sync, whichever operand comes first (seen on an H100): either walk over the
+//          have the same bits from wgmma as from mma.sync, whichever operand comes first (seen on an H200): either walk over the
 //          rows may come before.
 // LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us, one call after the other:
 //          1 518  hybrid_fused_backward_keys.cu: mma.sync, four barriers a block for all warps.
