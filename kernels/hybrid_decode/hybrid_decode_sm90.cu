@@ -7,14 +7,14 @@
 //
 //            copier        one thread: keys of the window, S of each head, values of the window, item after item, into a ring of slots
 //                          by bulk copies, as far ahead as the ring reaches. The step's own key and value come last of their block
-//            eight warps   phi(q) of four items at a time, so that a weight that was loaded serves four; then item by item
+//            eight warps   phi(q) of up to sixteen items, for which a thread holds its weights in registers; then item by item
 //                          scores     a row of keys eight lanes, all heads of the item
 //                          weights    a warp a head
 //                          phi S      a warp every eighth four of 32 rows, a lane four columns
 //                          P v        likewise, all heads of the item; the warps' sums meet in shared memory
 //
-//          Shared memory: 11 slots of 16 KiB (a slot: 64 keys, or 32 or 64 rows of S), q, phi, weights, partial sums: 210 KiB at D = 128.
-// COST     a query head: 4 F' D bytes of S (2 in bf16), a window's 4 D bytes a key once an item; maps from the L2 cache once in four
+//          Shared memory: 10 slots of 16 KiB (a slot: 64 keys, or 32 or 64 rows of S), q, phi, weights, partial sums: 227 KiB at D = 128.
+// COST     a query head: 4 F' D bytes of S (2 in bf16), a window's 4 D bytes a key once an item; maps from the L2 cache once in sixteen
 //          items. One multiply-add a number: bound by memory. A copy of all that takes 41 us at batch 64, 160 at 256 (f32).
 // NUMERICS as hybrid_decode_packed.cu: f32 on bf16 or f32 numbers. Rows of S are added up in one order whatever their dtype.
 // LADDER   H200 (copies at 4.19 TB/s), 32 heads of 128, 8 KV heads, mean window, nothing folds; us at batch 1 / 16 / 64 / 256:
@@ -22,11 +22,14 @@
 //          2 18 / 29 /  72 / 208  this in outline, four heads an item; predicted for 64: 60. It was 139 KB of code (feature maps of every
 //                                 kind, any window, 64-bit divisions), more than the instruction caches hold: each step fetched it anew,
 //                                 and a fold in front that found nothing to do cost 14 us instead of 2.
-//          3  8 / 18 /  47 / 176  this: 48 KB, for one kind of map and window; a query head an item for small batches (12 with four).
+//          3  8 / 18 /  47 / 176  48 KB of it, for one kind of map and window; a query head an item for small batches (12 with four).
 //                                 83 and 89 % of a copy; in bf16 35 and 126: 66 and 73 %. Launched early: 0.5 us less.
-//          4  7 / 17 /  46 / 174  the fold launched early too, queries of the next four items on their way during these: 86 and 90 % of a copy;
-//                                 bf16 33 and 122: 69 and 75 %. There the eight warps are the bound (clocks an item of 15500: maps 3200, as
-//                                 weights come behind all that the copier has requested; scores 2900, states 4500, values 2200).
+//          4  7 / 17 /  46 / 174  the fold launched early too, queries of the next four items on their way during these; bf16 33 and 122.
+//                                 There the warps were the bound (clocks an item of 15500: maps 3200, as weights come behind all that the
+//                                 copier has requested; scores 2900, states 4500, values 2200).
+//          5  6 / 16 /  47 / 167  this: a block's maps once, weights requested ahead of the stream and kept in registers. 84 and 94 % of a
+//                                 copy; bf16 7 / 15 / 34 / 114: 67 and 80 %. At batch 64 an SM has four items, and the first one's chain
+//                                 is in nobody's shadow.
 //          Lost: sixteen warps instead of eight (52 / 196); two heads an item (17 at batch 16, 13 at 8: not worth the code).
 // SOURCE   arXiv 2410.10254.
 #include <limits>
@@ -39,23 +42,26 @@ namespace lc::kernels {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp, kBlock = kThreads + kWarp;  // eight warps compute, one copies
-constexpr int kItems = 4;                                                        // whose queries are mapped together
-constexpr int kSlotBytes = 16 * 1024, kSlots = 11;
+constexpr int kItems = 16, kTogether = 4;  // whose queries a block maps at a time; whose products share a weight
+constexpr int kSlotBytes = 16 * 1024, kSlots = 10;
 
 // Shared memory of a block.
 template <int D, int Heads>
 struct alignas(128) Shared {
     unsigned char slots[kSlots][kSlotBytes];
     uint64_t full[kSlots], empty[kSlots];  // Barrier, which only device code for sm_90 has
-    __nv_bfloat16 q[2][kItems][Heads][D];  // of these items and the next ones
+    __nv_bfloat16 q[kItems][Heads][D];
     union {
-        float u[kThreads / (Heads * kStepMap / 4)][kItems][Heads][kStepMap];  // parts of the maps' products
-        float n[kWarps][Heads][D];                                            // parts of the numerators
+        float u[kThreads / (Heads * kStepMap / 4)][kTogether][Heads][kStepMap];  // parts of the maps' products
+        float n[kWarps][Heads][D];                                               // parts of the numerators
     };
     float phi[kItems][Heads][kStepFeatures], far[kItems][Heads];  // far: phi z
     float weights[kStepSlots][Heads];
     float gamma[Heads], inverse[Heads];
+    int positions[kItems];
 };
+
+static_assert(sizeof(Shared<128, 4>) <= 227 * 1024);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -135,68 +141,73 @@ struct Attend {
         const int b0 = item % batch;
         return {b0, item / batch * Heads, min(min(kItems, last - item), batch - b0)};
     }
-    __device__ __forceinline__ void copy_queries(const Group& g, int side) {
+    static constexpr int kQuads = kStepMap / 4, kUnits = Heads * kQuads, kParts = kThreads / kUnits, kRows = D / kParts;
+    // Thread (part, head, four columns) has its rows of W in registers, from the start of a group to the end of its maps: requests that
+    // come behind the stream of states wait for all of it.
+    __device__ __forceinline__ void load_map(int head, float4 (&w)[kRows]) const {
+        const int part = static_cast<int>(threadIdx.x) / kUnits, h = static_cast<int>(threadIdx.x) / kQuads % Heads,
+                  column = static_cast<int>(threadIdx.x) % kQuads * 4;
+        const int64_t first = (int64_t{head + h} * D + part * kRows) * kStepMap + column;
+        const auto load = [&](const auto* from) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) w[r] = load_four(from + r * kStepMap);
+        };
+        if (a.wq.narrow)
+            load(static_cast<const __nv_bfloat16*>(a.wq.data) + first);
+        else
+            load(static_cast<const float*>(a.wq.data) + first);
+    }
+    __device__ __forceinline__ void load_queries(const Group& g) {
 #pragma unroll 1
         for (unsigned i = threadIdx.x * 8; i < g.count * Heads * D; i += kThreads * 8)
-            copy_async(&shared.q[side][0][0][0] + i,
+            copy_async(&shared.q[0][0][0] + i,
                        a.q + (g.b0 + i / (Heads * D)) * a.q_b + (g.head + i / D % Heads) * a.q_h + i % D);
         copy_async_commit();
+        if (threadIdx.x < g.count) shared.positions[threadIdx.x] = static_cast<int>(a.positions[g.b0 + threadIdx.x]);
+        if (threadIdx.x < Heads) shared.gamma[threadIdx.x] = 1 / (1 + expf(-a.mix_logit[g.head + threadIdx.x]));
+        copy_async_wait<0>();
     }
-    // Thread (part, head, four columns): u over a part of D, for all items.
-    __device__ __forceinline__ void map_parts(int head, int side) {
-        constexpr int kQuads = kStepMap / 4, kUnits = Heads * kQuads, kRows = D * kUnits / kThreads;
-        constexpr int kAtOnce = std::min(kRows, 16), kPack = std::min(kRows, 8);
+    // u over a part of D, of kTogether items.
+    __device__ __forceinline__ void map_parts(int first, const float4 (&w)[kRows]) {
+        constexpr int kPack = std::min(kRows, 8);
         struct alignas(kPack * 2) Numbers {
             __nv_bfloat16 values[kPack];
         };
         const int part = static_cast<int>(threadIdx.x) / kUnits, h = static_cast<int>(threadIdx.x) / kQuads % Heads,
                   column = static_cast<int>(threadIdx.x) % kQuads * 4;
-        const int64_t w = (int64_t{head + h} * D + part * kRows) * kStepMap + column;
-        float4 sum[kItems] = {};
 #pragma unroll 1
-        for (int first = 0; first < kRows; first += kAtOnce) {
-            float4 four[kAtOnce];
-            const auto load = [&](const auto* from) {
+        for (int i = 0; i < kTogether; ++i) {
+            float4 sum = {};
 #pragma unroll
-                for (int r = 0; r < kAtOnce; ++r) four[r] = load_four(from + r * kStepMap);
-            };
-            if (a.wq.narrow)
-                load(static_cast<const __nv_bfloat16*>(a.wq.data) + w + first * kStepMap);
-            else
-                load(static_cast<const float*>(a.wq.data) + w + first * kStepMap);
+            for (int r0 = 0; r0 < kRows; r0 += kPack) {
+                const auto q = *reinterpret_cast<const Numbers*>(&shared.q[first + i][h][part * kRows + r0]);
 #pragma unroll
-            for (int i = 0; i < kItems; ++i)
-#pragma unroll
-                for (int r0 = 0; r0 < kAtOnce; r0 += kPack) {
-                    const auto q = *reinterpret_cast<const Numbers*>(&shared.q[side][i][h][part * kRows + first + r0]);
-#pragma unroll
-                    for (int e = 0; e < kPack; ++e) {
-                        const float x = to_float(q.values[e]);
-                        const float4 by = four[r0 + e];
-                        sum[i].x = fmaf(x, by.x, sum[i].x), sum[i].y = fmaf(x, by.y, sum[i].y);
-                        sum[i].z = fmaf(x, by.z, sum[i].z), sum[i].w = fmaf(x, by.w, sum[i].w);
-                    }
+                for (int e = 0; e < kPack; ++e) {
+                    const float x = to_float(q.values[e]);
+                    const float4 by = w[r0 + e];
+                    sum.x = fmaf(x, by.x, sum.x), sum.y = fmaf(x, by.y, sum.y);
+                    sum.z = fmaf(x, by.z, sum.z), sum.w = fmaf(x, by.w, sum.w);
                 }
+            }
+            *reinterpret_cast<float4*>(&shared.u[part][i][h][column]) = sum;
         }
-#pragma unroll
-        for (int i = 0; i < kItems; ++i) *reinterpret_cast<float4*>(&shared.u[part][i][h][column]) = sum[i];
     }
-    // A warp a row: phi and its product with z.
-    __device__ __forceinline__ void map_rows(const Group& g) {
-        constexpr int kParts = sizeof(shared.u) / sizeof(shared.u[0]), kRows = (kItems * Heads + kWarps - 1) / kWarps;
+    // A warp a row: phi and its product with z, of `count` items.
+    __device__ __forceinline__ void map_rows(const Group& g, int first, int count) {
+        constexpr int kMine = (kTogether * Heads + kWarps - 1) / kWarps;
         const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-        float of_z[kRows][4];
+        float of_z[kMine][4];
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-            const int row = min(warp + i * kWarps, g.count * Heads - 1);
-            const U* z = a.z + (int64_t{g.b0 + row / Heads} * a.states + g.head + row % Heads) * kStepFeatures + lane;
+        for (int i = 0; i < kMine; ++i) {
+            const int row = min(warp + i * kWarps, count * Heads - 1);
+            const U* z = a.z + (int64_t{g.b0 + first + row / Heads} * a.states + g.head + row % Heads) * kStepFeatures;
 #pragma unroll
-            for (int k = 0; k < 4; ++k) of_z[i][k] = to_float(z[k * kWarp]);
+            for (int k = 0; k < 4; ++k) of_z[i][k] = to_float(z[k * kWarp + lane]);
         }
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) {
+        for (int i = 0; i < kMine; ++i) {
             const int row = warp + i * kWarps, item = row / Heads, h = row % Heads;
-            if (row >= g.count * Heads) break;
+            if (row >= count * Heads) break;
             float u[2] = {}, far = 0;
 #pragma unroll 4
             for (int p = 0; p < kParts; ++p)
@@ -204,17 +215,17 @@ struct Attend {
             const StepFeatures phi(u[0], u[1]);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                shared.phi[item][h][lane + k * kWarp] = phi.values[k];
+                shared.phi[first + item][h][lane + k * kWarp] = phi.values[k];
                 far = fmaf(phi.values[k], of_z[i][k], far);
             }
             far = warp_sum(far);
-            if (lane == 0) shared.far[item][h] = far;
+            if (lane == 0) shared.far[first + item][h] = far;
         }
     }
     __device__ __forceinline__ void append(const Group& g) {
 #pragma unroll 1
         for (unsigned i = threadIdx.x * 8; i < g.count * 2 * D; i += kThreads * 8) {
-            const int b = g.b0 + i / (2 * D), position = static_cast<int>(a.positions[b]), hk = kv_head(g.head);
+            const int b = g.b0 + i / (2 * D), position = shared.positions[i / (2 * D)], hk = kv_head(g.head);
             if (position < 0) continue;
             const bool key = i / D % 2 == 0;
             const auto* from = key ? a.k + b * a.k_b + hk * a.k_h : a.v + b * a.v_b + hk * a.v_h;
@@ -254,7 +265,7 @@ struct Attend {
         }
     }
     // Eight lanes a key, four keys a warp.
-    __device__ __forceinline__ void score_keys(int item, int side, int window) {
+    __device__ __forceinline__ void score_keys(int item, int window) {
         constexpr int kSame = 8 / Heads;  // lanes with the same sum
         const int part = threadIdx.x % 8, mine = static_cast<int>(threadIdx.x) / 8;
         float q[Heads][D / 8];
@@ -262,7 +273,7 @@ struct Attend {
         for (int h = 0; h < Heads; ++h)
 #pragma unroll
             for (int j = 0; j < D / 64; ++j) {
-                const auto pack = load_pack(&shared.q[side][item][h][j * 64 + part * 8]);
+                const auto pack = load_pack(&shared.q[item][h][j * 64 + part * 8]);
 #pragma unroll
                 for (int e = 0; e < 8; ++e) q[h][j * 8 + e] = pack.get(e);
             }
@@ -374,15 +385,15 @@ struct Attend {
                 pack_bf16(sum.x * by, sum.y * by);
         }
     }
-    __device__ __forceinline__ void attend(int item, int side, int b, int head) {
-        const int position = static_cast<int>(a.positions[b]), window = position + 1 - begin_of(position);
+    __device__ __forceinline__ void attend(int item, int b, int head) {
+        const int position = shared.positions[item], window = position + 1 - begin_of(position);
         if (position < 0) {
 #pragma unroll 1
             for (unsigned i = threadIdx.x; i < Heads * D; i += kThreads)
                 a.y[b * a.y_b + (head + i / D) * a.y_h + i % D] = __nv_bfloat16{};
             return;
         }
-        score_keys(item, side, window);
+        score_keys(item, window);
         named_sync<kThreads>(1);  // scores are here, and the item before has left n
         normalize(item, window);
         add_states(item);
@@ -392,23 +403,28 @@ struct Attend {
         store(b, head);
     }
     __device__ __forceinline__ void compute(int first, int last) {
-        copy_queries(group_at(first, last), 0);
+        Group g;
 #pragma unroll 1
-        for (int item = first, side = 0; item < last; side ^= 1) {
-            const Group g = group_at(item, last);
-            if (threadIdx.x < Heads) shared.gamma[threadIdx.x] = 1 / (1 + expf(-a.mix_logit[g.head + threadIdx.x]));
-            copy_async_wait<0>();
-            named_sync<kThreads>(1);
-            map_parts(g.head, side);
-            if (item == first) wait_for_predecessor();
-            named_sync<kThreads>(1);
-            map_rows(g);
+        for (int item = first; item < last; item += g.count) {
+            g = group_at(item, last);
+            {
+                float4 w[kRows];
+                load_map(g.head, w);
+                load_queries(g);
+                named_sync<kThreads>(1);
+                if (item == first) wait_for_predecessor();
+#pragma unroll 1
+                for (int i = 0; i < g.count; i += kTogether) {
+                    map_parts(i, w);
+                    named_sync<kThreads>(1);
+                    map_rows(g, i, min(kTogether, g.count - i));
+                    named_sync<kThreads>(1);
+                }
+            }
             if (g.head % (a.heads / a.kv_heads) == 0) append(g);
-            item += g.count;
-            if (item < last) copy_queries(group_at(item, last), side ^ 1);
-            named_sync<kThreads>(1);
 #pragma unroll 1
-            for (int i = 0; i < g.count; ++i) attend(i, side, g.b0 + i, g.head);
+            for (int i = 0; i < g.count; ++i) attend(i, g.b0 + i, g.head);
+            named_sync<kThreads>(1);
         }
     }
 };
@@ -448,12 +464,12 @@ void run(const HybridDecode& decode, int64_t blocks, Stream stream) {
            static_cast<int>(decode.q.size(0)));
 }
 
-// Heads of an item: four that share keys, where that gives nearly every multiprocessor one: three query heads each, at least.
+// Heads of an item: four that share keys, where every multiprocessor gets more than one such item.
 template <class U, int D>
 void run(const HybridDecode& a, Stream stream) {
     const int64_t heads = a.q.size(1), group = heads / a.k.size(1), rows = a.q.size(0) * heads,
                   blocks = multiprocessors_of(stream.device);
-    if (group % 4 == 0 && rows >= 3 * blocks) return run<U, D, 4>(a, std::min(rows / 4, blocks), stream);
+    if (group % 4 == 0 && rows >= 6 * blocks) return run<U, D, 4>(a, std::min(rows / 4, blocks), stream);
     run<U, D, 1>(a, std::min(rows, blocks), stream);
 }
 
