@@ -39,11 +39,16 @@ std::vector<T> frozen_input_naive(const FrozenLinear& args, const InRows<T>& x, 
 template <class T>
 T frozen_row_naive(const FrozenMatrix& m, WeightCode code, const std::vector<T>& n, int64_t o) {
     T sum = 0;
-    for (int64_t i = 0; i < std::ssize(n); ++i) {
-        const T w = code == WeightCode::none ? m.w.as<const T, 2>()(o, i)
-                                             : static_cast<T>(m.scale.as<const float, 1>()(o)) *
-                                                   static_cast<T>(code_value(m.w.as<const uint8_t, 2>()(o, i), code));
-        sum += n[static_cast<size_t>(i)] * w;
+    const auto add = [&](const auto& weight) {
+        for (int64_t i = 0; i < std::ssize(n); ++i) sum += n[static_cast<size_t>(i)] * weight(i);
+    };
+    if (code == WeightCode::none) {
+        const auto w = m.w.as<const T, 2>();
+        add([&](int64_t i) { return w(o, i); });
+    } else {
+        const auto codes = m.w.as<const uint8_t, 2>();
+        const T scale = static_cast<T>(m.scale.as<const float, 1>()(o));
+        add([&](int64_t i) { return scale * static_cast<T>(code_value(codes(o, i), code)); });
     }
     return m.b ? sum + m.b.as<const T, 1>()(o) : sum;
 }
