@@ -25,7 +25,11 @@
 //                 dy.y and again for dN; the window 5000 for stores of dq, 16 bytes of a row at a time.
 //          3 271  dq by way of shared memory in pieces of 128 bytes; two such loads after another instead of four: 15000 clocks.
 //                 With dWq, whose registers leave room for one, 357 (1: 439).
-//          4 y held from a block ahead, dy read from its tile.
+//          4 238  y held from a block ahead, dy read from its tile: 13000 clocks, all roles equally busy. With dWq 351; D = 64 308 -> 182;
+//                 one sequence of 1024 63 -> 51, of 16384 824 -> 501. Not what the count of instructions promised: a scheduler issues
+//                 4400 a block, one every three clocks, and a role's straight code one every five. A block's code is 70 KB, which
+//                 no first-level instruction cache holds; that this is the limit is not measured. Next would be less of it (phi_q
+//                 and phi_k by one piece of code) and two blocks ahead for y with dWq.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/hybrid_attention/hybrid_rows_features.cuh"
 #include "kernels/hybrid_attention/hybrid_rows_state.cuh"
