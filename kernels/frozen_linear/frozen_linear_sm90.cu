@@ -3,8 +3,8 @@
 // MATHS    frozen_linear.h. mma.sync with the weights as left operand: y^T [16 rows of W, 8 rows of x] += W x^T. A norm's factor comes
 //          last: n = r x w, and r, one number a row of x, multiplies the finished sum.
 // TILING   a tile is 32 or 48 rows of W and all columns; a block an SM takes tiles gridDim apart. One thread copies (TMA, one box of W and
-//          one of x a stage), eight warps multiply (sixteen where codes must be decoded), each another 32 columns of a stage, and add
-//          up through shared memory when the tile is done:
+//          one of x a stage), eight warps multiply, each another 32 columns of a stage, and add up through shared memory when the tile is
+//          done; where codes must be decoded, two groups of eight take turns at the stages:
 //
 //            stage    [ 4 panels of 32 rows of W x 128 bytes ][ 8 rows of x ][ norm weight ]      21 KiB, or 25 of codes
 //            ring     10 stages (8 of codes): 160 KiB of W under way an SM; 30 would keep the memory busy
@@ -20,9 +20,11 @@
 // LADDER   us of the four products of a layer of Llama-3-8B, 436 MB in bf16, one row, in a graph; H200, copy 4.2 TB/s (104 us):
 //          1 rows of W by plain bulk copies: 281 in pieces of 512 bytes, 150 of 1 KiB. An SM's engine takes 22 pieces a microsecond.
 //          2 boxes by tensor maps, the ring half an SM, so that the next kernel's blocks fit beside: 127; without early launch 122.
-//          3 the ring all of an SM: 112 = 93 % of copy, 8 rows the same, 16 rows 119. With int8 97, fp8 92: bound by instructions, and
-//            more so beside a second block (143, 130).
-//          4 this: sixteen warps for codes, x squared by the first tile only, weighed by one instruction.
+//          3 the ring all of an SM: 112 = 94 % of copy, 8 rows 110, 16 rows 116; without early launch 122. With int8 97, fp8 92.
+//          4 sixteen warps for codes, all at every stage: 99 and 95. Not decoding at all (wrong numbers) 76; one arrival a warp
+//            instead of one a thread changes nothing. x squared by the first tile only, weighed by one instruction: 32 rows 147, from 159.
+//          5 this: two groups of eight warps take turns at the stages of codes: int8 94, fp8 86 (56 and 61 % of copy for half the
+//            bytes), 32 rows 145 and 140. Predicted were 60 to 70; what binds now is not known.
 // SOURCE   PTX ISA, "cp.async.bulk", "griddepcontrol".
 #include <algorithm>
 #include <limits>

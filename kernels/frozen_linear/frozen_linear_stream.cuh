@@ -35,7 +35,8 @@ struct StreamTraits {
     static constexpr int kRows = 16 * RowTiles, kBatch = 8 * BatchTiles;  // of a tile of results
     static constexpr int kBox = Gated ? kRows / 2 : kRows;                // rows of one copy
     static constexpr int kWidth = Code == WeightCode::none ? 2 : 1;       // bytes a weight
-    static constexpr int kWarps = 16 / kWidth;                            // that multiply: codes are more work
+    // Codes are more work: two groups of warps take turns at the stages.
+    static constexpr int kGroup = 8, kGroups = 2 / kWidth, kWarps = kGroup * kGroups;
     static constexpr int kMultiply = kWarps * kWarp, kThreads = kMultiply + kWarp;  // the last warp copies
     static constexpr int kColumns = kPanels * kPanel / kWidth;                      // of a stage
     static constexpr int kInputPanels = kColumns * 2 / kPanel;
@@ -203,10 +204,12 @@ struct StreamConsumer {
     bool first = true;  // tile of this block: the only one that squares x
 
     __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-    // A warp's part of a stage: 16 bytes a lane of one panel of bf16, or 8 of codes.
-    static constexpr int kShares = S::kWarps / kPanels;
-    __device__ __forceinline__ static int panel() { return warp() / kShares; }
-    __device__ __forceinline__ static int first_column() { return panel() * kPanel / S::kWidth; }  // of a stage
+    // Of the stages of a tile, which this warp's group takes; of those, this warp's panel, and its first column.
+    __device__ __forceinline__ static bool takes(int column) {
+        return S::kGroups == 1 || column / S::kColumns % S::kGroups == warp() / S::kGroup;
+    }
+    __device__ __forceinline__ static int panel() { return warp() % S::kGroup / 2; }
+    __device__ __forceinline__ static int first_column() { return panel() * kPanel / S::kWidth; }
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int n = 0; n < S::kBatchTiles; ++n) {
@@ -215,18 +218,26 @@ struct StreamConsumer {
             for (int r = 0; r < S::kRowTiles; ++r) sum[r][n] = {};
         }
     }
-    // Every other chunk of 16 bytes, so that no two lanes want one bank.
+    // Half of a panel: every other chunk of 16 bytes, so that no two lanes want one bank.
     __device__ __forceinline__ void multiply(const unsigned char* stage) {
+        constexpr int kRuns = 2 / S::kWidth;  // of eight columns in a chunk
         const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
-        const int chunk = 2 * t + warp() % 2, half = warp() % kShares / 2;
-        FragmentA w[S::kRowTiles][2];
+        const int chunk = 2 * t + warp() % 2;
 #pragma unroll
-        for (int r = 0; r < S::kRowTiles; ++r) {
-            const int box = r * 16 / S::kBox;  // gated: two, each of panels of its own
-            load_weights<S::kCode>(stage + (box * kPanels + panel()) * S::kBox * kPanel, r * 16 % S::kBox + g, chunk,
-                                   half, w[r]);
+        for (int i = 0; i < kRuns; ++i) {
+            FragmentA w[S::kRowTiles][2];
+#pragma unroll
+            for (int r = 0; r < S::kRowTiles; ++r) {
+                const int box = r * 16 / S::kBox;  // gated: two, each of panels of its own
+                load_weights<S::kCode>(stage + (box * kPanels + panel()) * S::kBox * kPanel, r * 16 % S::kBox + g,
+                                       chunk, i, w[r]);
+            }
+            multiply_run(stage, (panel() * 8 + chunk) * kRuns + i, g, w);
         }
-        const int run = (panel() * 8 + chunk) * (kShares / 2) + half;  // of eight columns of x
+    }
+    // Run `run` of eight columns of the stage.
+    __device__ __forceinline__ void multiply_run(const unsigned char* stage, int run, int g,
+                                                 const FragmentA (&w)[S::kRowTiles][2]) {
         const unsigned char* inputs = stage + S::kWeights + run / 8 * S::kBatch * kPanel;
         const unsigned char* norm = stage + S::kWeights + S::kInputs + run * 16;
 #pragma unroll
@@ -326,7 +337,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) stream_kernel(const __grid_con
     unsigned char* shared = reinterpret_cast<unsigned char*>(aligned_shared(unaligned));
     let_successor_begin();
     if (threadIdx.x == 0) {
-        for (int s = 0; s < S::kStages; ++s) full[s].init(1), free[s].init(S::kMultiply);
+        for (int s = 0; s < S::kStages; ++s) full[s].init(1), free[s].init(S::kGroup * kWarp);
         fence_barriers();
     }
     __syncthreads();
@@ -341,6 +352,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) stream_kernel(const __grid_con
     for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
         consumer.clear();
         for (int column = 0; column < a.columns; column += S::kColumns, turn.next()) {
+            if (!consumer.takes(column)) continue;
             full[turn.stage].wait(turn.phase);
             if (consumer.first_column() < a.columns - column) consumer.multiply(shared + turn.stage * S::kStage);
             free[turn.stage].arrive();
