@@ -20,11 +20,13 @@
 // LADDER   us of the four products of a layer of Llama-3-8B, 436 MB in bf16, one row, in a graph; H200, copy 4.2 TB/s (104 us):
 //          1 rows of W by plain bulk copies: 281 in pieces of 512 bytes, 150 of 1 KiB. An SM's engine takes 22 pieces a microsecond.
 //          2 boxes by tensor maps, the ring half an SM, so that the next kernel's blocks fit beside: 127; without early launch 122.
-//          3 the ring all of an SM: 112 = 94 % of copy, 8 rows 110, 16 rows 116; without early launch 122. With int8 97, fp8 92.
-//          4 sixteen warps for codes, all at every stage: 99 and 95. Not decoding at all (wrong numbers) 76; one arrival a warp
-//            instead of one a thread changes nothing. x squared by the first tile only, weighed by one instruction: 32 rows 147, from 159.
-//          5 this: two groups of eight warps take turns at the stages of codes: int8 94, fp8 86 (56 and 61 % of copy for half the
-//            bytes), 32 rows 145 and 140. Predicted were 60 to 70; what binds now is not known.
+//          3 the ring all of an SM: 112 = 93 % of copy, 16 rows 119; int8 97, fp8 92, 32 rows of int8 159.
+//          4 sixteen warps for codes, all at every stage: 99 and 95. Not decoding at all (wrong numbers): 76. One arrival a warp in place
+//            of one a thread: no change. In bf16 without early launch 123. With tiles of 32 rows for 32 rows of x, x squared by the first
+//            tile only and weighed by one instruction, together: 147.
+//          5 this: two groups of eight warps take turns at the stages of codes: int8 94, fp8 86, 56 and 61 % of copy for half the bytes,
+//            where 60 to 70 us were predicted; 32 rows 145, 140. What binds codes now is not known. bf16 111 = 94 %, 8 rows 110, 16 rows
+//            116 = 90 %.
 // SOURCE   PTX ISA, "cp.async.bulk", "griddepcontrol".
 #include <algorithm>
 #include <limits>
