@@ -22,6 +22,7 @@
 //          made from dN as rounded. Squares of a block's rows are f32 sums of 32 a thread, everything beyond is f64.
 // LADDER   1 this.
 //          2 on Hopper the walk over the keys in roles (transfer_loss_keys_sm90.cu).
+//          3 that over the rows too (transfer_loss_rows_sm90.cu).
 // SOURCE   arXiv 2410.10254, section 3.1; the fusion is derived in transfer_loss.h.
 #include "kernels/transfer_loss/transfer_loss_fused.h"
 #include "kernels/transfer_loss/transfer_loss_rows_sm90.cuh"
