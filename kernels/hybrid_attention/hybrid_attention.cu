@@ -35,9 +35,12 @@ void count_fallback(const HybridAttentionForward& args) {
 }  // namespace
 
 void hybrid_attention_forward_cuda(const HybridAttentionForward& args, Stream stream) {
-    if (hybrid_fused_covers(args))
-        return hopper_applies({args.q, args.k, args.v, args.y}) ? hybrid_fused_forward_sm90(args, stream)
-                                                        : hybrid_fused_forward(args, stream);
+    if (hybrid_fused_forward_covers(args)) {
+        const bool whole_blocks = (args.k.size(2) - args.q.size(2)) % args.spec.window_size == 0;
+        if (whole_blocks && hopper_applies({args.q, args.k, args.v, args.y}))
+            return hybrid_fused_forward_sm90(args, stream);
+        return hybrid_fused_forward(args, stream);
+    }
     count_fallback(args);
     const cudaStream_t queue = cuda::handle_of(stream);
     HybridChunked chunked(args, nullptr, stream);

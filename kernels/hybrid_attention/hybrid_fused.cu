@@ -37,6 +37,25 @@ bool device_fits(Device device) {
     return bytes >= kFusedSharedBytes;
 }
 
+// All but which positions there are.
+bool suits(const HybridAttentionForward& a) {
+    const LinearizedSpec& spec = a.spec;
+    const int64_t d = a.q.size(3);
+    if (a.q.dtype != DType::bf16 || a.q.numel() == 0 || (d != 64 && d != 128) || a.wq.size(2) != kFusedMap)
+        return false;
+    if (spec.window != WindowKind::terraced || spec.window_size != kFusedRows || spec.skip || spec.affine ||
+        spec.window_only || spec.activation != FeatureActivation::softmax_dim)
+        return false;
+    if (a.bq || a.bk || a.k.size(2) > std::numeric_limits<int>::max() - 2 * kFusedRows) return false;
+    for (const TensorView& rows : {a.q, a.k, a.v, a.y})
+        if (rows && !has_dense_rows(rows)) return false;
+    for (const TensorView& w : {a.wq, a.wk})
+        if (!is_dense(w) || !is_narrow_or_float(w.dtype)) return false;
+    for (const TensorView& state : {a.s_in, a.z_in, a.s_out, a.z_out})
+        if (state && (!is_dense(state) || state.dtype != DType::f32)) return false;
+    return device_fits(a.q.device);
+}
+
 }  // namespace
 
 FusedInputs::FusedInputs(const HybridAttentionForward& a)
@@ -45,7 +64,8 @@ FusedInputs::FusedInputs(const HybridAttentionForward& a)
             .kv_heads = static_cast<int>(a.k.size(1)),
             .maps = static_cast<int>(a.wk.size(0)),
             .length = static_cast<int>(a.q.size(2)),
-            .blocks = static_cast<int>(ceil_div(a.q.size(2), kFusedRows)),
+            .keys = static_cast<int>(a.k.size(2)),
+            .blocks = static_cast<int>(ceil_div(a.k.size(2), kFusedRows)),
             .scale = 1 / std::sqrt(static_cast<float>(a.q.size(3)))},
       q(a.q),
       k(a.k),
@@ -53,7 +73,11 @@ FusedInputs::FusedInputs(const HybridAttentionForward& a)
       wq(a.wq),
       wk(a.wk),
       mix_logit(a.mix_logit),
-      spec(a.spec) {}
+      spec(a.spec) {
+    const int kept = shape.keys - shape.length;
+    if (kept >= kFusedRows) shape.first = 2, shape.key_row = -kFusedRows, ++shape.blocks;
+    shape.query_row = shape.key_row - kept;
+}
 
 PairRows::PairRows(const GradSlot& slot) {
     if (!slot) return;
@@ -70,23 +94,13 @@ bool PairRows::covers(const GradSlot& slot) {
 }
 
 bool hybrid_fused_covers(const HybridAttentionForward& a) {
-    const LinearizedSpec& spec = a.spec;
-    const int64_t d = a.q.size(3), length = a.q.size(2);
-    if (a.q.dtype != DType::bf16 || a.q.numel() == 0 || (d != 64 && d != 128) || a.wq.size(2) != kFusedMap)
-        return false;
-    if (spec.window != WindowKind::terraced || spec.window_size != kFusedRows || spec.skip || spec.affine ||
-        spec.window_only || spec.activation != FeatureActivation::softmax_dim)
-        return false;
-    if (a.bq || a.bk || a.s_in || a.first_key != 0 || a.k.size(2) != length ||
-        length > std::numeric_limits<int>::max() - kFusedRows)
-        return false;
-    for (const TensorView& rows : {a.q, a.k, a.v, a.y})
-        if (rows && !has_dense_rows(rows)) return false;
-    for (const TensorView& w : {a.wq, a.wk})
-        if (!is_dense(w) || !is_narrow_or_float(w.dtype)) return false;
-    for (const TensorView& state : {a.s_out, a.z_out})
-        if (state && (!is_dense(state) || state.dtype != DType::f32)) return false;
-    return device_fits(a.q.device);
+    return !a.s_in && a.first_key == 0 && a.k.size(2) == a.q.size(2) && suits(a);
+}
+
+bool hybrid_fused_forward_covers(const HybridAttentionForward& a) {
+    // Nothing may be far of rows that share a block with the first key.
+    const bool goes_on = a.k.size(2) - a.q.size(2) >= kFusedRows;
+    return (goes_on || (!a.s_in && a.first_key == 0)) && suits(a);
 }
 
 bool hybrid_fused_covers(const HybridAttentionBackward& a) {

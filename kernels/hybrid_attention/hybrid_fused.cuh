@@ -20,9 +20,14 @@ inline constexpr float kLeastGamma = 1e-30f;              // see NUMERICS in hyb
 struct FusedShape {
     int64_t items;              // batch entries x query heads
     int heads, kv_heads, maps;  // H, H_kv, Hs
-    int length, blocks;         // T, and how many blocks of 64 they are
+    int length, keys;           // T, Tk
+    int blocks;                 // of 64 keys
     float scale;                // 1 / sqrt(D)
-    int segments = 1;           // of each item, a thread block each (hybrid_fused_segments.cuh)
+    // A walk over a whole sequence begins with block 0, and block 2 is the first with far keys. One that goes on after kept keys, of one
+    // block or two, begins with block 2: the first kept block is number 1, and the state handed in is all that is far of block 2.
+    int first = 0;
+    int key_row = 0, query_row = 0;  // of block 0, in k and v and in q and y
+    int segments = 1;                // of each item, a thread block each (hybrid_fused_segments.cuh)
 
     int64_t parts() const { return items * segments; }
 };
@@ -89,8 +94,8 @@ struct FusedHead {
           hk(h / (s.heads / s.kv_heads)),
           hs(h / (s.heads / s.maps)),
           segment(static_cast<int>(blockIdx.x % s.segments)),
-          first(static_cast<int>(int64_t{steps} * segment / s.segments)),
-          last(static_cast<int>(int64_t{steps} * (segment + 1) / s.segments)) {}
+          first(s.first + static_cast<int>(int64_t{steps - s.first} * segment / s.segments)),
+          last(s.first + static_cast<int>(int64_t{steps - s.first} * (segment + 1) / s.segments)) {}
     // Among the segments of all items.
     static __device__ __forceinline__ int64_t part() { return blockIdx.x; }
 };
@@ -143,12 +148,11 @@ __device__ __forceinline__ SharedTile<Columns> nth_tile(const SharedTile<Columns
     return {first.data + n * rows * Columns};
 }
 
-// Queues the copy of block b of a head; zeros where there is none, before the first or behind the last.
+// Queues the copy of block b of a head, in which block 0 has row `row0`; zeros where there is none, before the first or behind the last.
 template <int D>
 __device__ __forceinline__ void copy_block(const SharedTile<D>& tile, const __nv_bfloat16* head, int64_t stride, int b,
-                                           int length) {
-    copy_tile_async<kFusedRows, kFusedThreads>(tile, head, stride, b < 0 ? 0 : int64_t{b} * kFusedRows,
-                                               b < 0 ? 0 : length);
+                                           int length, int row0 = 0) {
+    copy_tile_async<kFusedRows, kFusedThreads>(tile, head, stride, int64_t{b} * kFusedRows + row0, length);
 }
 
 // W of one head, rounded to bf16, by `Threads` threads; all that a thread loads is under way at once.
@@ -183,11 +187,12 @@ template <int D, class Room>
 __device__ __forceinline__ void begin_rows(const FusedInputs& in, const FusedHead& head, const HeadInputs& x,
                                            const Room& room) {
     constexpr int kQueries = Room::kQueryTiles, kKeys = Room::kKeyTiles;
-    const int first = head.first, length = in.shape.length;
-    copy_block(nth_tile(room.q, first % kQueries), x.q, in.q.strides[2], first, length);
-    copy_block(nth_tile(room.k, first % kKeys), x.k, in.k.strides[2], first, length);
-    copy_block(nth_tile(room.k, (first + kKeys - 1) % kKeys), x.k, in.k.strides[2], first - 1, length);
-    copy_block(nth_tile(room.v, (first + 1) % 2), x.v, in.v.strides[2], first - 1, length);
+    const FusedShape& s = in.shape;
+    const int first = head.first;
+    copy_block(nth_tile(room.q, first % kQueries), x.q, in.q.strides[2], first, s.length, s.query_row);
+    copy_block(nth_tile(room.k, first % kKeys), x.k, in.k.strides[2], first, s.keys, s.key_row);
+    copy_block(nth_tile(room.k, (first + kKeys - 1) % kKeys), x.k, in.k.strides[2], first - 1, s.keys, s.key_row);
+    copy_block(nth_tile(room.v, (first + 1) % 2), x.v, in.v.strides[2], first - 1, s.keys, s.key_row);
     copy_async_commit();
     load_map<D>(room.wq, in.wq, head.h);
     load_map<D>(room.wk, in.wk, head.hs);

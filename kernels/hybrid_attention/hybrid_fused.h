@@ -4,7 +4,8 @@
 //   q, k, v, y, dy  bf16, D = 64 or 128, rows that lie dense and 16-byte aligned (views permuted from [B,T,H,D] do)
 //   maps            softmax_dim without bias or skip, F = 64, dense, bf16 or f32; a map for each query or KV head
 //   window          terraced, w = 64, lambda = 1
-//   positions       a whole sequence: Tk = T, first_key = 0, no state handed in; s_out, z_out dense if wanted
+//   positions       a whole sequence: Tk = T, first_key = 0, no state handed in; s_out, z_out dense if wanted. The forward also takes the
+//                   rest of one, after 64 kept keys or more, with a state before them or not, or after fewer at its very start
 //   device          enough shared memory for one block (kFusedSharedBytes)
 //
 // A thread block walks a sequence and a multiprocessor holds one thread block: where batch entries x query heads would leave
@@ -18,6 +19,7 @@ namespace lc::kernels {
 
 // Can the fused form run on these inputs (y, s_out and z_out included if there)?
 bool hybrid_fused_covers(const HybridAttentionForward& args);
+bool hybrid_fused_forward_covers(const HybridAttentionForward& args);  // what hybrid_fused_forward takes: rests too
 bool hybrid_fused_covers(const HybridAttentionBackward& args);
 // Into how many segments a sequence of `blocks` blocks of 64 positions is cut, `items` = batch entries x query heads: as many
 // as the multiprocessors hold at once, of four blocks at least. Nothing else may decide: two runs have to agree bitwise.
@@ -27,7 +29,8 @@ constexpr int64_t hybrid_fused_segments(int64_t items, int64_t blocks, int64_t m
 }
 
 void hybrid_fused_forward(const HybridAttentionForward& args, Stream stream);
-void hybrid_fused_forward_sm90(const HybridAttentionForward& args, Stream stream);  // where hopper_applies
+// Where hopper_applies and the kept keys are whole blocks: its stores cannot begin in the middle of one.
+void hybrid_fused_forward_sm90(const HybridAttentionForward& args, Stream stream);
 void hybrid_fused_backward(const HybridAttentionBackward& args, Stream stream);
 
 }  // namespace lc::kernels

@@ -28,6 +28,7 @@ namespace {
 struct ForwardArgs {
     FusedInputs in;
     AlignedHeads y;
+    StateRows past;
     float *s_out, *z_out;  // [B,Hs,F',D], [B,Hs,F'], or null
     const float* starts;   // S, z of the segments
 };
@@ -81,14 +82,14 @@ __global__ void __launch_bounds__(kFusedThreads, 1) forward_kernel(const __grid_
 
     begin_rows<D>(args.in, head, x, room);
     FeatureSums<D> state;
-    begin_segment(state, room.z, args.starts, s, head);
+    begin_segment(state, room.z, args.starts, s, head, past_of<D>(args.past, s, head));
     for (int b = head.first; b < head.last; ++b) {
         const bool far = b >= 2, grows = b >= 1 && b + 1 < head.last;  // is there a state to read; will one be
         const SharedTile<D> k_before = nth_tile(room.k, (b + 1) % 2), k_own = nth_tile(room.k, b % 2);
         const SharedTile<D> v_before = nth_tile(room.v, (b + 1) % 2), v_own = nth_tile(room.v, b % 2);
         copy_async_wait<0>();
         __syncthreads();  // [1] q(b), k(b) are here; step b-1 is over
-        copy_block(v_own, x.v, args.in.v.strides[2], b, s.length);
+        copy_block(v_own, x.v, args.in.v.strides[2], b, s.keys, s.key_row);
         copy_async_commit();
         if (far) state.publish(room.state);
         const int map_row = warp_index() % 4 * 16;
@@ -98,8 +99,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1) forward_kernel(const __grid_
         window.make_scores(room.q, window.side == 0 ? k_before : k_own, b == 0, room.high);
         __syncthreads();  // [2] row maxima are here; nobody reads q(b), k(b-1) any more
         if (b + 1 < head.last) {
-            copy_block(room.q, x.q, args.in.q.strides[2], b + 1, s.length);
-            copy_block(k_before, x.k, args.in.k.strides[2], b + 1, s.length);
+            copy_block(room.q, x.q, args.in.q.strides[2], b + 1, s.length, s.query_row);
+            copy_block(k_before, x.k, args.in.k.strides[2], b + 1, s.keys, s.key_row);
         }
         copy_async_commit();
         window.make_weights(room.high, factor, x.gamma, room.sum, [&](int half, int n, uint32_t pair) {
@@ -115,8 +116,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1) forward_kernel(const __grid_
         if (far) y.template add<kFusedFeatures>([&](int m, int c) { return load_a(room.phi_q, m, c); }, room.state);
         __nv_bfloat16* out = args.y.head(head.b, head.h);
         y.each_row([&](int row, auto&& elements) {
-            const int64_t i = int64_t{b} * kFusedRows + row;
-            if (i >= s.length) return;
+            const int64_t i = int64_t{b} * kFusedRows + s.query_row + row;
+            if (i < 0 || i >= s.length) return;
             const float inverse = 1 / (room.sum[row] + room.sum[kFusedRows + row] + room.far[row]);
             elements([&](int, int column, const float* n) {
                 *reinterpret_cast<uint32_t*>(out + i * args.y.strides[2] + column) =
@@ -138,7 +139,11 @@ void hybrid_fused_forward(const HybridAttentionForward& a, Stream stream) {
     in.shape.segments = segments_of(in.shape, a.q.device);
     const int64_t head_dim = a.q.size(3);
     const SegmentStarts starts(in, head_dim, stream);
-    const ForwardArgs args{in, AlignedHeads(a.y), device_data<float>(a.s_out), device_data<float>(a.z_out),
+    const ForwardArgs args{in,
+                           AlignedHeads(a.y),
+                           {device_data<float>(a.s_in), device_data<float>(a.z_in)},
+                           device_data<float>(a.s_out),
+                           device_data<float>(a.z_out),
                            starts.of_keys()};
     dispatch_head_dim(static_cast<int>(head_dim), [&](auto d) {
         constexpr int kBytes = ForwardRoom<d()>::kBytes;

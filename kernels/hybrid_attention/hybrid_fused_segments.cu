@@ -1,7 +1,7 @@
 // Fused hybrid attention: what the segments of a walk begin with.
 //
 // MATHS    hybrid_attention.h. S, z at a segment's first block: sums of phi_k^T v, phi_k over the blocks that the segments before
-//          it add; T, t likewise, last block first, from phi_q, dN, dZ.
+//          it add, and to that what was handed in; T, t likewise, last block first, from phi_q, dN, dZ.
 // TILING   [1] sums    thread block = (batch entry, query head, segment but the last), 8 warps, two blocks of 64 positions a step
 //                 load   rows and values of a pair of blocks    under the step before
 //                 [1]    phi: 16 rows a warp
@@ -74,8 +74,9 @@ __global__ void __launch_bounds__(kFusedThreads, 1) sums_kernel(const __grid_con
         for (int half = 0; half < 2; ++half) {
             const int place = i % 4 + half, along = first + i + half;
             const int b = i + half >= count ? -1 : kQueries ? s.blocks - 1 - along : along;
-            copy_block(nth_tile(room.rows, place), rows, args.rows.strides[2], b, s.length);
-            copy_block(nth_tile(room.values, place), values, args.values.strides[2], b, kQueries ? padded : s.length);
+            copy_block(nth_tile(room.rows, place), rows, args.rows.strides[2], b, s.keys, s.key_row);
+            copy_block(nth_tile(room.values, place), values, args.values.strides[2], b, kQueries ? padded : s.keys,
+                       s.key_row);
             if (kQueries && b >= 0 && threadIdx.x < kFusedRows / 4)
                 copy_async(room.weights + place * kFusedRows + threadIdx.x * 4,
                            args.weights + head.item * padded + b * kFusedRows + threadIdx.x * 4);
@@ -152,7 +153,7 @@ void launch_sums(const SumsArgs& args, int64_t d, Stream stream) {
 int segments_of(const FusedShape& shape, Device device) {
     int multiprocessors = 0;
     LC_CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.index));
-    return static_cast<int>(hybrid_fused_segments(shape.items, shape.blocks, multiprocessors));
+    return static_cast<int>(hybrid_fused_segments(shape.items, shape.blocks - shape.first, multiprocessors));
 }
 
 SegmentStarts::SegmentStarts(const FusedInputs& in, int64_t d, Stream stream) : in_(in), d_(d), stream_(stream) {

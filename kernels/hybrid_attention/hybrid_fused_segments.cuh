@@ -28,14 +28,33 @@ class SegmentStarts {
     DeviceScratch<float> sums_;
 };
 
-// `total`: a copy of the sums' totals in shared memory; visible after the next barrier.
+// A state in memory, S [F',D] and z [F'], or nothing.
+struct StateRows {
+    const float *s = nullptr, *z = nullptr;
+};
+// What this segment's walk has seen of the call's keys ...
+template <int D>
+__device__ __forceinline__ StateRows start_of(const float* starts, const FusedShape& s, const FusedHead& head) {
+    if (head.segment == 0) return {};
+    const float* from = starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>;
+    return {from, from + kFusedFeatures * D};
+}
+// ... and what was handed in, [B,Hs,F',D] and [B,Hs,F'] or null.
+template <int D>
+__device__ __forceinline__ StateRows past_of(const StateRows& in, const FusedShape& s, const FusedHead& head) {
+    if (!in.s) return {};
+    const int64_t first = (head.b * s.maps + head.hs) * kFusedFeatures;
+    return {in.s + first * D, in.z + first};
+}
+
+// `total`: a copy of the sums' totals in shared memory; visible after the next barrier. `past`: what was handed in, of this head.
 template <int D>
 __device__ __forceinline__ void begin_segment(FeatureSums<D>& sums, float* total, const float* starts,
-                                              const FusedShape& s, const FusedHead& head) {
-    if (head.segment == 0) return;
-    const float* from = starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>;
-    sums.load(from, from + kFusedFeatures * D);
-    sums.put_total(total);
+                                              const FusedShape& s, const FusedHead& head, const StateRows& past = {}) {
+    const StateRows start = start_of<D>(starts, s, head);
+    if (start.s) sums.add(start.s, start.z);
+    if (past.s) sums.add(past.s, past.z);
+    if (head.first > 0) sums.put_total(total);
 }
 
 }  // namespace lc::kernels

@@ -118,7 +118,7 @@ struct FeatureSums {
 #pragma unroll
         for (int half = 0; half < 2; ++half) to[feature(half)] = total.c[2 * half] + total.c[2 * half + 1];
     }
-    // To and from [F',D] and [F'] in memory.
+    // To [F',D] and [F'] in memory; and added from there.
     __device__ __forceinline__ void store(float* sums, float* totals) const {
         put_total(totals);
 #pragma unroll
@@ -128,15 +128,15 @@ struct FeatureSums {
                 *reinterpret_cast<float2*>(sums + feature(half) * D + 8 * n + 2 * quad_lane()) =
                     make_float2(c[0][n].c[2 * half], c[0][n].c[2 * half + 1]);
     }
-    __device__ __forceinline__ void load(const float* sums, const float* totals) {
+    __device__ __forceinline__ void add(const float* sums, const float* totals) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (quad_lane() == 0) total.c[2 * half] = totals[feature(half)];
+            if (quad_lane() == 0) total.c[2 * half] += totals[feature(half)];
 #pragma unroll
             for (int n = 0; n < D / 8; ++n) {
                 const float2 pair =
                     *reinterpret_cast<const float2*>(sums + feature(half) * D + 8 * n + 2 * quad_lane());
-                c[0][n].c[2 * half] = pair.x, c[0][n].c[2 * half + 1] = pair.y;
+                c[0][n].c[2 * half] += pair.x, c[0][n].c[2 * half + 1] += pair.y;
             }
         }
     }

@@ -9,6 +9,7 @@ namespace lc::kernels::hybrid_roles {
 struct ForwardArgs {
     CUtensorMap q, k, v, y;
     FusedInputs in;
+    StateRows past;
     float *s_out, *z_out;  // [B,Hs,F',D], [B,Hs,F'], or null
     const float* starts;   // S, z of the segments
 };
@@ -49,12 +50,13 @@ struct TotalsTile {
     explicit __device__ TotalsTile(float* room)
         : z(room), rows(reinterpret_cast<__nv_bfloat16*>(room + kFusedFeatures)) {}
 
-    // By all threads of a warpgroup: z, or zeros where there is none.
-    __device__ __forceinline__ void begin(int barrier, const float* from) const {
+    // By all threads of a warpgroup: the sum of two z, of which either may be missing.
+    __device__ __forceinline__ void begin(int barrier, const float* start, const float* past) const {
         for (int i = threadIdx.x % kWarpgroup; i < kTotalsFloats; i += kWarpgroup) z[i] = 0;
         named_sync<kWarpgroup>(barrier);
         static_assert(kFusedFeatures == kWarpgroup);
-        if (from) put(threadIdx.x % kWarpgroup, from[threadIdx.x % kWarpgroup]);
+        const int i = threadIdx.x % kWarpgroup;
+        if (start || past) put(i, (start ? start[i] : 0.0f) + (past ? past[i] : 0.0f));
         named_sync<kWarpgroup>(barrier);
     }
     __device__ __forceinline__ void put(int feature, float value) const {

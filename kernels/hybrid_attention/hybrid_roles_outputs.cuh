@@ -30,24 +30,27 @@ struct Copies {
   private:
     __device__ __forceinline__ void queries(int b) const {
         const int side = walk.side(b);
-        copy(b, args.q, head.h, room.q(side), barriers.q_full[side], barriers.q_free[side], walk.turn(b));
+        copy(b, args.in.shape.query_row, args.q, head.h, room.q(side), barriers.q_full[side], barriers.q_free[side],
+             walk.turn(b));
     }
     __device__ __forceinline__ void keys(int b) const {
         const int stage = walk.stage(b);
-        copy(b, args.k, head.hk, room.k(stage), barriers.k_full[stage], barriers.k_free[stage], walk.parity(b));
+        copy(b, args.in.shape.key_row, args.k, head.hk, room.k(stage), barriers.k_full[stage], barriers.k_free[stage],
+             walk.parity(b));
     }
     __device__ __forceinline__ void values(int b) const {
         const int stage = walk.stage(b);
-        copy(b, args.v, head.hk, room.v(stage), barriers.v_full[stage], barriers.v_free[stage], walk.parity(b));
+        copy(b, args.in.shape.key_row, args.v, head.hk, room.v(stage), barriers.v_full[stage], barriers.v_free[stage],
+             walk.parity(b));
     }
-    // Block -1, before the sequence, comes as zeros.
-    __device__ __forceinline__ void copy(int b, const CUtensorMap& map, int h,
+    // Rows before the first come as zeros: block -1 of a sequence, queries of a kept block.
+    __device__ __forceinline__ void copy(int b, int row0, const CUtensorMap& map, int h,
                                          const typename ForwardTraits<D>::Rows& tile, Barrier& full, Barrier& free,
                                          int parity) const {
         if (b >= walk.last) return;
         free.wait(parity ^ 1);
         full.expect(ForwardTraits<D>::Rows::kBytes);
-        copy_tile(tile, map, b * kFusedRows, h, static_cast<int>(head.b), full);
+        copy_tile(tile, map, b * kFusedRows + row0, h, static_cast<int>(head.b), full);
     }
 };
 
@@ -145,8 +148,10 @@ __device__ __forceinline__ void make_output(const ForwardArgs& args, const Fused
     stage_y(staged, y, inverse);
     fence_async_proxy();
     named_sync<kWarpgroup>(kOutputsBarrier + panel);
-    if (leads) {
-        store_panel(staged, args.y, b * kFusedRows, 64 * panel, head.h, static_cast<int>(head.b));
+    // Nobody asks for the y of a kept block, and the copy engine faults on stores that begin before a tensor.
+    const int row = b * kFusedRows + args.in.shape.query_row;
+    if (leads && row >= 0) {
+        store_panel(staged, args.y, row, 64 * panel, head.h, static_cast<int>(head.b));
         store_commit();
     }
 }
@@ -157,10 +162,11 @@ __device__ __forceinline__ void make_outputs(const ForwardArgs& args, const Fuse
     const FusedShape& s = args.in.shape;
     const Walk walk(head);
     float state[kFusedFeatures / 2] = {};
-    const float* starts = args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>;
-    if (head.segment > 0) each_state<D>(state, panel, [&](float& x, int place) { x = starts[place]; });
+    const StateRows start = start_of<D>(args.starts, s, head), past = past_of<D>(args.past, s, head);
+    if (start.s) each_state<D>(state, panel, [&](float& x, int place) { x = start.s[place]; });
+    if (past.s) each_state<D>(state, panel, [&](float& x, int place) { x += past.s[place]; });
     if (panel == ForwardTraits<D>::kTotals) {
-        room.z().begin(kOutputsBarrier + panel, head.segment == 0 ? nullptr : starts + kFusedFeatures * D);
+        room.z().begin(kOutputsBarrier + panel, start.z, past.z);
         if (walk.begins_with_state()) barriers.z_full.arrive();
     }
     const Copies<D> copies{args, head, room, barriers, walk};

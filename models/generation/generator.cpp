@@ -54,8 +54,9 @@ Tensor with_kept(const Tensor& ring, int64_t first, int64_t count, const Tensor&
 // Several tokens at once: the kept keys go in front, the state comes in and is handed on.
 Tensor prefill_linearized(const DecoderLayer& layer, const Qkv& qkv, const LinearizedSpec& spec, int64_t position,
                           LayerCache& cache) {
-    LinearState past;
-    if (position > 0) past = {cache.s.to(statistics_dtype(qkv.q.dtype())), cache.z.to(statistics_dtype(qkv.q.dtype()))};
+    LinearState past;  // none where all keys are still kept
+    if (kernels::state_end(spec, position) > 0)
+        past = {cache.s.to(statistics_dtype(qkv.q.dtype())), cache.z.to(statistics_dtype(qkv.q.dtype()))};
     AttentionResult result;
     if (spec.window == WindowKind::none) {
         result = linear_attention(qkv.q, qkv.k, qkv.v, layer.maps, spec, past, true);

@@ -15,8 +15,9 @@ struct Options {
     LinearizedSpec spec;
     int64_t d = 4, f = 3, heads = 2, kv_heads = 1, batch = 1;
     bool maps_per_kv_head = false;
-    int64_t bias = 0;  // width of the biases: 0 (none), 1 or F
-    int64_t seen = 0;  // tokens before the call: kept keys and a state
+    int64_t bias = 0;       // width of the biases: 0 (none), 1 or F
+    int64_t seen = 0;       // tokens before the call: kept keys and a state
+    bool all_kept = false;  // so few that there is no state yet
     bool want_state = false;
 };
 
@@ -50,7 +51,7 @@ OpCase make(std::string variant, const Options& o) {
         c.inputs.push_back({.name = "bq", .shape = {o.heads, o.bias}, .wide = true});
         c.inputs.push_back({.name = "bk", .shape = {k_maps, o.bias}, .wide = true});
     }
-    if (o.seen) {
+    if (o.seen && !o.all_kept) {
         c.inputs.push_back({.name = "s", .shape = {o.batch, k_maps, features, o.d}, .wide = true});
         c.inputs.push_back({.name = "z", .shape = {o.batch, k_maps, features}, .fill = Fill::Positive, .wide = true});
     }
@@ -59,7 +60,7 @@ OpCase make(std::string variant, const Options& o) {
         FeatureMaps maps{.wq = in[3], .wk = in[4]};
         HybridPast past{.first_key = first_key};
         if (o.bias) maps.bq = in[next], maps.bk = in[next + 1], next += 2;
-        if (o.seen) past.state = {in[next], in[next + 1]};
+        if (o.seen && !o.all_kept) past.state = {in[next], in[next + 1]};
         const AttentionResult result = hybrid_attention(in[0], in[1], in[2], maps, in[5], o.spec, past, o.want_state);
         if (!o.want_state) return {result.y};
         return {result.y, result.state.s, result.state.z};
@@ -181,6 +182,19 @@ void add_fused() {
     heavy(make(
         "fused_segments_state_out",
         {.length = 800, .spec = spec, .d = 128, .f = 64, .kv_heads = 1, .maps_per_kv_head = true, .want_state = true}));
+    // The rest of a sequence: after two kept blocks, one, and part of a second; a row, and in segments.
+    for (const auto& [seen, length, d] : {std::tuple{128, 1, 64}, {200, 40, 64}, {255, 70, 128}, {320, 450, 64}})
+        heavy(make(fmt::format("fused_after_{}_T{}", seen, length), {.length = length,
+                                                                     .spec = spec,
+                                                                     .d = d,
+                                                                     .f = 64,
+                                                                     .batch = seen == 200 ? 2 : 1,
+                                                                     .maps_per_kv_head = d == 64,
+                                                                     .seen = seen,
+                                                                     .want_state = true}));
+    for (const int64_t seen : {40, 64, 100})
+        heavy(make(fmt::format("fused_all_kept_{}", seen),
+                   {.length = 90, .spec = spec, .d = 64, .f = 64, .seen = seen, .all_kept = true, .want_state = true}));
     OpCase projected =
         make("fused_as_projected", {.length = 200, .spec = spec, .d = 128, .f = 64, .heads = 4, .kv_heads = 2});
     for (int i = 0; i < 3; ++i) std::swap(projected.inputs[i].shape[1], projected.inputs[i].shape[2]);

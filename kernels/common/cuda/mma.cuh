@@ -65,8 +65,8 @@ struct SharedTile {
     __device__ __forceinline__ __nv_bfloat16* at(int row, int column) const { return chunk(row, column) + column % 8; }
 };
 
-// Queues the copy of rows [first, first + Rows) of a matrix with `rows` rows, `stride` elements apart, into a tile. Rows outside
-// become zeros. All `Threads` threads of the block call; row starts must be multiples of 16 bytes.
+// Queues the copy of rows [first, first + Rows) of a matrix with `rows` rows, `stride` elements apart, into a tile. Rows outside,
+// before the first too, become zeros. All `Threads` threads of the block call; row starts must be multiples of 16 bytes.
 template <int Rows, int Threads, int Columns>
 __device__ __forceinline__ void copy_tile_async(const SharedTile<Columns>& tile, const __nv_bfloat16* matrix,
                                                 int64_t stride, int64_t first, int64_t rows) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void copy_tile_async(const SharedTile<Columns>& tile,
     for (int i = 0; i < Rows * kChunks / Threads; ++i) {
         const int chunk = i * Threads + static_cast<int>(threadIdx.x), row = chunk / kChunks,
                   column = chunk % kChunks * 8;
-        const bool valid = first + row < rows;
+        const bool valid = static_cast<uint64_t>(first + row) < static_cast<uint64_t>(rows);
         copy_async(tile.chunk(row, column), matrix + (valid ? (first + row) * stride + column : 0), valid);
     }
 }

@@ -110,10 +110,10 @@ __device__ __forceinline__ void copy_panel(__nv_bfloat16* to_shared, const CUten
         "l"(&map), "r"(column), "r"(row), "r"(shared_address(&full.state)), "h"(blocks)
         : "memory");
 }
-// Queues the store of a panel to rows [t, t + 64), columns [column, column + 64) of head (b, h); rows from T on are left out. One thread
+// Queues the store of a panel to rows [t, t + 64), columns [column, column + 64) of head (b, h), t >= 0; rows from T on are left out. One thread
 // calls, after a barrier behind the writers' fence_async_proxy(), and closes the group.
-__device__ __forceinline__ void store_panel(const WgmmaTile<kMapRows, kMapColumns>& panel, const CUtensorMap& map, int t,
-                                            int column, int h, int b) {
+__device__ __forceinline__ void store_panel(const WgmmaTile<kMapRows, kMapColumns>& panel, const CUtensorMap& map,
+                                            int t, int column, int h, int b) {
     asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(&map),
                  "r"(column), "r"(t), "r"(h), "r"(b), "r"(shared_address(panel.data))
                  : "memory");
