@@ -51,7 +51,7 @@ struct TotalsTile {
         : z(room), rows(reinterpret_cast<__nv_bfloat16*>(room + kFusedFeatures)) {}
 
     // By all threads of a warpgroup: the sum of two z, of which either may be missing.
-    __device__ __forceinline__ void begin(int barrier, const float* start, const float* past) const {
+    __device__ __forceinline__ void begin(int barrier, const float* start, const float* past = nullptr) const {
         for (int i = threadIdx.x % kWarpgroup; i < kTotalsFloats; i += kWarpgroup) z[i] = 0;
         named_sync<kWarpgroup>(barrier);
         static_assert(kFusedFeatures == kWarpgroup);
