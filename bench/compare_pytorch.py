@@ -159,7 +159,7 @@ def make_inputs(line, device, dtype):
         scale = 1 / math.sqrt(shape[-1]) if name in ("weight", "w", "wq", "wk") else 1.0
         x = torch.randn(shape, device=device) * scale
         x = x if wide else x.to(dtype)
-        if line["op"] in ATTENTION and name in ("q", "k", "v", "target") and line["variant"].startswith("llama8b"):
+        if line["op"] in ATTENTION and name in ("q", "k", "v", "target") and line["variant"].startswith(("llama8b", "llama1b", "h8_kv4")):
             x = x.transpose(1, 2)  # [B,T,H,D] in memory, as projections leave it
         inputs[name] = x
     return inputs

@@ -1,4 +1,6 @@
 // Times the library on this machine and compares it with what the machine can do: see bench/README.md.
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -26,7 +28,7 @@ struct Options {
     lc::bench::EndToEndOptions e2e;
     lc::bench::LadderOptions ladder;
     std::vector<std::filesystem::path> files;
-    std::string command, svg, targets;
+    std::string command, svg, targets, plot;
     int status = 0;
 };
 
@@ -107,6 +109,7 @@ void add_ladder(CLI::App& app, Options& options) {
 void add_report(CLI::App& app, Options& options) {
     CLI::App& verb = *app.add_subcommand("report", "writes the tables of docs/performance.md to stdout");
     verb.add_option("files", options.files, "lines of results")->required();
+    verb.add_option("--plot", options.plot, "a picture (of bench plot) to show behind them, as the report links to it");
     verb.add_option("--targets", options.targets,
                     "a file of targets (bench/targets.h): how far the results are from them");
     verb.callback([&options] {
@@ -114,6 +117,7 @@ void add_report(CLI::App& app, Options& options) {
         std::string targets;
         if (!options.targets.empty())
             targets = lc::bench::targets_table(lc::io::read_json_file(options.targets), options.targets, lines);
+        if (!options.plot.empty()) targets += fmt::format("\n![Decoding: throughput and memory]({})\n", options.plot);
         const std::string text = lc::bench::performance_report(lines, options.command, targets);
         std::fwrite(text.data(), 1, text.size(), stdout);
     });

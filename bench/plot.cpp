@@ -17,9 +17,9 @@ using io::JsonObject;
 
 constexpr double kAnything = 1e300;
 constexpr int64_t kMost = int64_t{1} << 40;
-constexpr double kWidth = 1120, kHeight = 440, kPanel = 300, kPanelHeight = 310, kTop = 70;
+constexpr double kWidth = 1120, kHeight = 440, kPanel = 300, kPanelHeight = 310, kTop = 70, kTickWidth = 22;
 constexpr std::array<double, 2> kLeft = {60, 620};
-constexpr std::array<std::string_view, 4> kColors = {"#c2571a", "#1b7f6b", "#5b57a6", "#8a6d00"};
+constexpr std::array<std::string_view, 6> kColors = {"#c2571a", "#1b7f6b", "#8a6d00", "#a03a6c", "#2f5fb3", "#5b57a6"};
 constexpr std::array<std::string_view, 5> kDashes = {"", "7 3", "2 3", "9 3 2 3", "12 4"};
 
 struct Point {
@@ -109,9 +109,12 @@ class Panel {
     std::string draw(const std::vector<Curve>& curves, std::string_view heading, std::string_view x_name) const {
         std::string svg = text(left_, kTop - 14, "start", heading, "font-weight='bold'");
         svg += text(left_ + kPanel / 2, kTop + kPanelHeight + 36, "middle", x_name);
+        double after = left_;  // the last number below the axis
         for (const int64_t tick : ticks_) {
             const double x = place_x(static_cast<double>(tick));
             svg += line(x, kTop, x, kTop + kPanelHeight, "#ddd");
+            if (x < after) continue;
+            after = x + kTickWidth;
             svg += text(x, kTop + kPanelHeight + 17, "middle", short_count(tick));
         }
         for (const double tick : decimal_ticks(y_)) {
