@@ -65,8 +65,9 @@ std::vector<Entry> describe(const PlanInput& in, int64_t trained, const Ledger::
         maps += fmt::format(", LoRA rank {} on {}", in.lora.rank, fmt::join(in.lora.targets, " "));
     return {
         {Owner::weights, "weights",
-         fmt::format("{} parameters in {}, rotary tables of {} positions", count_of(c.num_parameters()),
-                     name_of(pretrain ? DType::f32 : in.placement.dtype), c.max_positions)},
+         fmt::format("{} parameters in {}{}, rotary tables of {} positions", count_of(c.num_parameters()),
+                     name_of(pretrain ? DType::f32 : in.placement.dtype),
+                     transfer && in.transfer_fp8 ? ", those of the layers in fp8 too" : "", c.max_positions)},
         {Owner::trainables, "feature maps, LoRA", maps + ", f32"},
         {Owner::moments, "optimizer", fmt::format("AdamW m and v of {} parameters, f32", count_of(trained))},
         {Owner::best, "best so far", "the parameters of the best evaluation"},
