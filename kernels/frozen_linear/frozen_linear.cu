@@ -3,8 +3,8 @@
 // MATHS    frozen_linear.h.
 // TILING   that of rms_norm, weight_code, linear and swiglu.
 // COST     a coded matrix is decoded into workspace: 1 + 2 bytes a weight before the product reads 2. With many rows the product takes
-//          longer than that. Coded rows: 2 + 1 bytes a number of n once, then products of codes, on an H200 1.9 times as fast as
-//          those of bf16 at 8192 x 4096 x 4096..28672 and more.
+//          longer than that. Coded rows: 2 + 1 bytes a number of n once, then products of
+//          codes: on an H200 424 us for q, k and v of 8192 rows of Llama-3-8B with norm and codes, where bf16 takes 593 without a norm.
 // NUMERICS n, gate and up are rounded to the dtype of x between ops; the streaming kernel keeps them in f32. Products of codes
 //          are exact; their sums are kept to fewer bits than f32 has (seen on an H200: 1.4e-4 of the sum of magnitudes).
 // LADDER   1 this.

@@ -3,7 +3,7 @@
 // MATHS    weight_code.h; the rule for one number is weight_code_naive.h's.
 // TILING   encode: a block reads its row twice, for the largest magnitude and for the codes, the second time from L2; decode: once.
 //          A thread has 8 consecutive numbers, or 1 where rows are not aligned.
-// COST     encode 2 + 1 bytes a weight of bf16, once when a model is read; decode 1 + 2: where many rows multiply a coded matrix.
+// COST     encode 2 + 1 bytes a number of bf16, once when a model is read, and for rows that meet coded weights as codes each time; decode 1 + 2: where many rows multiply a coded matrix.
 // NUMERICS f32; a maximum has no order. A decoded weight is rounded once.
 // LADDER   1 this.
 // SOURCE   arXiv 2209.05433 (the format).
