@@ -59,7 +59,7 @@ TEST_F(GenBatch, BatchSizeAndChunksOfTheRunChangeNothing) {
 }
 
 TEST_F(GenBatch, StoppedByASignalItGoesOn) {
-    put_many(400, 200);
+    put_many(150, 200);
     ASSERT_EQ(gen(words()).code, 0);
     const std::string whole = results();
     for (const int signal : {SIGINT, SIGTERM, SIGKILL}) {
