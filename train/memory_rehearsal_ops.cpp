@@ -235,7 +235,9 @@ Ghost Rehearsal::linear_cross_entropy(const Ghost& hidden) {
                         .vocabulary = input_.config.vocab_size,
                         .hidden = input_.config.hidden_size,
                         .dtype = hidden.dtype,
-                        .weight_dtype = lm_head_.dtype};
+                        .weight_dtype = lm_head_.dtype,
+                        .is_frozen = !dweight.defined() && !head_bias_.defined(),
+                        .dhidden = dhidden.defined()};
     tape_.run({.inputs = {hidden, lm_head_, head_bias_},
                .saved = {dhidden, dweight, dbias},
                .outputs = {&loss},

@@ -155,6 +155,18 @@ bool takes_fused_inputs(const AttentionCall& c) {
            !c.spec.skip && c.spec.activation == kernels::FeatureActivation::softmax_dim;
 }
 
+// kernels/linear_cross_entropy/linear_cross_entropy_sm90.cu
+Buffers frozen_loss_workspace(const LossCall& c) {
+    constexpr int64_t kMostRows = 2048, kMostBytes = int64_t{550} << 20, kTileRows = 256, kTileColumns = 256;
+    const int64_t stride = ceil_div(c.vocabulary, 8) * 8, fitting = kMostBytes / (2 * stride) / kTileRows * kTileRows;
+    const int64_t rows = std::min(std::clamp(fitting, kTileRows, kMostRows), c.rows);
+    const int64_t partial = 8 * rows * ceil_div(c.vocabulary, kTileColumns);
+    Buffers bytes{kFloat * c.rows, kFloat, 4 * c.rows, 4, kFloat * c.rows, kFloat * rows, partial, 8 * rows};
+    if (c.dhidden) bytes.insert(bytes.end(), {2 * rows * stride, kFloat * rows * c.hidden});
+    if (c.weight_dtype != c.dtype) bytes.push_back(size_of(c.dtype) * c.vocabulary * c.hidden);
+    return bytes;
+}
+
 }  // namespace
 
 bool is_fused(const AttentionCall& c) {
@@ -240,6 +252,7 @@ Buffers loss_workspace(const LossCall& c, DeviceType device) {
         const int64_t rows = std::min(most, c.labelled);
         return {kFloat * rows * c.vocabulary, kFloat * rows * c.hidden, kFloat * rows * c.hidden};
     }
+    if (c.is_frozen && c.dtype == DType::bf16 && c.rows >= 256 && c.hidden % 8 == 0) return frozen_loss_workspace(c);
     constexpr int64_t kMostRows = 1024, kMostBytes = int64_t{550} << 20;
     const int64_t stride = ceil_div(c.vocabulary, 8) * 8;
     const int64_t rows =

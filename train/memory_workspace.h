@@ -64,6 +64,8 @@ struct LossCall {
     int64_t rows = 0, labelled = 0;  // labelled: those that are predicted
     int64_t vocabulary = 0, hidden = 0;
     DType dtype = DType::f32, weight_dtype = DType::f32;
+    bool is_frozen = false;  // a head without bias that wants no gradient: on a GPU, as Hopper does it
+    bool dhidden = false;    // wanted
 };
 Buffers loss_workspace(const LossCall& call, DeviceType device);
 

@@ -1,7 +1,9 @@
 // Linear cross-entropy on the GPU.
 //
 // MATHS    linear_cross_entropy.h.
-// TILING   chunks of up to 1024 rows, fewer where their logits would exceed 0.55 GB:
+// TILING   loss and dhidden of 256 or more aligned bf16 rows on Hopper, without a bias: linear_cross_entropy_sm90.cu.
+//          LC_HEAD=portable or sm90 in the environment takes that form wherever it fits.
+//          Else chunks of up to 1024 rows, fewer where their logits would exceed 0.55 GB:
 //            logits [rows,V] = hidden W^T + b        cuBLASLt, f32 out; the bias is its epilogue
 //            rows: maximum and sum, nll, then dlogits over the logits where they lie (linear_cross_entropy_rows.cuh)
 //            dhidden [rows,D] = dlogits W            dW (+)= dlogits^T hidden          cuBLASLt; db (+)= column_sum of dlogits
@@ -16,9 +18,12 @@
 //          2 rows held by clusters of blocks: 6.3 GB instead of 10.5 beside the products. 0.6 of a copy's rate (H200): loads, two
 //            meetings with fences of the whole GPU and stores one after the other, two blocks an SM.
 //          3 blocks stay, the next row on its way meanwhile; one meeting by st.async. Meant for 0.85 of a copy.
-//          The first product costs 5 % more than one of bf16 results for 8192 rows at once (f32 results, chunks): what remains.
-//          Next: maximum and sum of each tile of logits in the first product's own kernel, logits as bf16 distances from it.
+//          The first product costs 5 % more than one of bf16 results for 8192 rows at once (f32 results, chunks).
+//          4 softmax in the first product's own kernel: linear_cross_entropy_sm90.cu.
 // SOURCE   online maximum and sum: arXiv 1805.02867.
+#include <cstdlib>
+#include <string_view>
+
 #include "core/cuda/runtime.h"
 #include "kernels/common/cuda/column_sum.h"
 #include "kernels/common/cuda/elementwise.cuh"
@@ -26,6 +31,7 @@
 #include "kernels/common/cuda/rows.h"
 #include "kernels/linear_cross_entropy/linear_cross_entropy.h"
 #include "kernels/linear_cross_entropy/linear_cross_entropy_rows.cuh"
+#include "kernels/linear_cross_entropy/linear_cross_entropy_sm90.h"
 
 namespace lc::kernels {
 namespace {
@@ -61,8 +67,22 @@ struct Product {
     __device__ void operator()(const float (&in)[2], float (&out)[1]) const { out[0] = in[0] * in[1]; }
 };
 
+// Whether the form for Hopper is to be used where it takes what is asked for.
+bool wants_sm90() {
+    static const std::string_view forced = [] {
+        const char* value = std::getenv("LC_HEAD");
+        return std::string_view(value == nullptr ? "" : value);
+    }();
+    LC_CHECK(forced.empty() || forced == "portable" || forced == "sm90", "LC_HEAD must be portable or sm90, got '{}'",
+             forced);
+    if (forced == "portable") return false;
+    const bool runs = frozen_head_has_sm90();
+    LC_CHECK(runs || forced.empty(), "LC_HEAD=sm90: this build has no sm_90a code that this device runs");
+    return runs;
+}
+
 // One call: what all its chunks share.
-struct Run {
+struct Call {
     const LinearCrossEntropyForward& args;
     Stream stream;
     DType dtype = args.hidden.dtype;
@@ -70,11 +90,7 @@ struct Run {
     std::optional<DeviceRows> bias =
         args.bias ? std::make_optional<DeviceRows>(args.bias, DType::f32) : std::nullopt;  // logits are f32
     DeviceOutRows dhidden{args.dhidden}, dweight{args.dweight};
-    int64_t vocabulary = weight.rows, width = weight.columns;
-    int64_t stride = ceil_div(vocabulary, kPerThread) * kPerThread;
-    int64_t step = std::clamp<int64_t>(kMostBytes / (stride * int64_t{sizeof(float)}), 1,
-                                       std::min(kMostRows, std::max<int64_t>(hidden.rows, 1)));
-    DeviceScratch<float> logits{step * stride, stream}, nll{hidden.rows, stream}, scale{1, stream};
+    DeviceScratch<float> nll{hidden.rows, stream}, scale{1, stream};
 
     const void* hidden_at(int64_t row) const {
         return static_cast<const std::byte*>(hidden.data) + row * hidden.stride * size_of(dtype);
@@ -82,38 +98,33 @@ struct Run {
     void* dhidden_at(int64_t row) const {
         return static_cast<std::byte*>(dhidden.data) + row * dhidden.stride * size_of(dhidden.dtype);
     }
+    bool is_frozen_head() const {
+        return !dweight && !args.dbias && !bias && frozen_head_takes(hidden, weight, dhidden) && wants_sm90();
+    }
+};
 
-    void run() const {
-        const cudaStream_t queue = cuda::handle_of(stream);
-        const Operand labels(args.labels);
-        scale_kernel<<<1, kOneBlock, 0, queue>>>(labels, hidden.rows, scale.data());
-        LC_LAUNCHED("linear_cross_entropy", queue);
+// Whatever is asked for, with the logits of a chunk in memory.
+struct LogitChunks {
+    const Call& call;
+    int64_t vocabulary = call.weight.rows, width = call.weight.columns;
+    int64_t stride = ceil_div(vocabulary, kPerThread) * kPerThread;
+    int64_t step = std::clamp<int64_t>(kMostBytes / (stride * int64_t{sizeof(float)}), 1,
+                                       std::min(kMostRows, std::max<int64_t>(call.hidden.rows, 1)));
+    DeviceScratch<float> logits{step * stride, call.stream};
+
+    explicit LogitChunks(const Call& c) : call(c) {
         if (stride > vocabulary)  // whole packs are loaded: a row's padding is read, though not used
-            LC_CUDA(cudaMemsetAsync(logits.data(), 0, static_cast<size_t>(step * stride) * sizeof(float), queue));
-        for (int64_t first = 0; first < hidden.rows; first += step) chunk(first, std::min(step, hidden.rows - first));
-        if (args.dbias && hidden.rows == 0) cuda::fill(args.dbias, 0, stream);
-        if (dweight && hidden.rows == 0)
-            cuda::fill(args.dweight, 0, stream);
-        else
-            dweight.finish();
-        dhidden.finish();
-        if (args.loss) {
-            loss_kernel<<<1, kOneBlock, 0, queue>>>(nll.data(), labels, hidden.rows, Operand(args.loss));
-            LC_LAUNCHED("linear_cross_entropy", queue);
-        }
-        if (args.nll && hidden.rows > 0) {
-            put_kernel<<<grid_x(ceil_div(hidden.rows, 256)), 256, 0, queue>>>(nll.data(), hidden.rows,
-                                                                              Operand(args.nll));
-            LC_LAUNCHED("linear_cross_entropy", queue);
-        }
+            LC_CUDA(cudaMemsetAsync(logits.data(), 0, static_cast<size_t>(step * stride) * sizeof(float),
+                                    cuda::handle_of(call.stream)));
     }
 
     void chunk(int64_t first, int64_t rows) const {
+        const auto& [args, stream, dtype, hidden, weight, bias, dhidden, dweight, nll, scale] = call;
         gemm({.op_b = Op::Transpose,
               .m = rows,
               .n = vocabulary,
               .k = width,
-              .a = hidden_at(first),
+              .a = call.hidden_at(first),
               .lda = hidden.stride,
               .b = weight.data,
               .ldb = weight.stride,
@@ -150,7 +161,7 @@ struct Run {
                   .lda = gradient_stride,
                   .b = weight.data,
                   .ldb = weight.stride,
-                  .c = dhidden_at(first),
+                  .c = call.dhidden_at(first),
                   .ldc = dhidden.stride,
                   .dtype = dtype,
                   .c_dtype = dhidden.dtype},
@@ -162,7 +173,7 @@ struct Run {
                   .k = rows,
                   .a = logits.data(),
                   .lda = gradient_stride,
-                  .b = hidden_at(first),
+                  .b = call.hidden_at(first),
                   .ldb = hidden.stride,
                   .beta = first > 0 ? 1.0f : 0.0f,
                   .c = dweight.data,
@@ -180,10 +191,45 @@ struct Run {
     }
 };
 
+template <class Chunks>
+void in_chunks(const Chunks& chunks, int64_t rows) {
+    for (int64_t first = 0; first < rows; first += chunks.step)
+        chunks.chunk(first, std::min(chunks.step, rows - first));
+}
+
+void run(const Call& call) {
+    const LinearCrossEntropyForward& args = call.args;
+    const int64_t rows = call.hidden.rows;
+    const cudaStream_t queue = cuda::handle_of(call.stream);
+    const Operand labels(args.labels);
+    scale_kernel<<<1, kOneBlock, 0, queue>>>(labels, rows, call.scale.data());
+    LC_LAUNCHED("linear_cross_entropy", queue);
+    if (call.is_frozen_head())
+        in_chunks(FrozenHead(call.hidden, call.weight, args.labels, call.scale.data(), call.nll.data(), call.dhidden,
+                             call.stream),
+                  rows);
+    else
+        in_chunks(LogitChunks(call), rows);
+    if (args.dbias && rows == 0) cuda::fill(args.dbias, 0, call.stream);
+    if (call.dweight && rows == 0)
+        cuda::fill(args.dweight, 0, call.stream);
+    else
+        call.dweight.finish();
+    call.dhidden.finish();
+    if (args.loss) {
+        loss_kernel<<<1, kOneBlock, 0, queue>>>(call.nll.data(), labels, rows, Operand(args.loss));
+        LC_LAUNCHED("linear_cross_entropy", queue);
+    }
+    if (args.nll && rows > 0) {
+        put_kernel<<<grid_x(ceil_div(rows, 256)), 256, 0, queue>>>(call.nll.data(), rows, Operand(args.nll));
+        LC_LAUNCHED("linear_cross_entropy", queue);
+    }
+}
+
 }  // namespace
 
 void linear_cross_entropy_forward_cuda(const LinearCrossEntropyForward& args, Stream stream) {
-    Run{args, stream}.run();
+    run(Call{args, stream});
 }
 
 void linear_cross_entropy_backward_cuda(const LinearCrossEntropyBackward& args, Stream stream) {

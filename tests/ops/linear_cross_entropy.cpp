@@ -66,6 +66,16 @@ LC_OP_CASES(linear_cross_entropy) {
         rows.heavy = true;
         add(rows);
     }
+    // Heads that want no gradient, as the GPU's tiles take them: ragged ones, more than one chunk of rows, labels far below the highest.
+    for (OpCase head : {make("frozen_head_ragged", 300, 72, 1003, Fill::Labels, DType::i64),
+                        make("frozen_head_chunks", 2100, 8, 264, Fill::Labels, DType::i32),
+                        make("frozen_head_far_labels", 520, 64, 520, Fill::Labels, DType::i32)}) {
+        if (head.variant == "frozen_head_far_labels") head.inputs[1].scale = 30;
+        head.inputs[1].differentiable = false;
+        head.heavy = true;
+        add(head);
+        add(as_token_nll(head));
+    }
     for (const auto& [c, vocabulary] : {std::pair{make("odd", 7, 5, 11, Fill::Labels, DType::i64), 11},
                                         {make("long_rows", 5, 16, 4100, Fill::Labels, DType::i32), 4100},
                                         {make("two_blocks", 290, 3, 6, Fill::Labels, DType::i64), 6}}) {

@@ -121,6 +121,23 @@ TEST(MemoryPlan, CountsTheSlicesOfLoraGradients) {
     EXPECT_EQ(memory::lora_gradients_workspace(call, DeviceType::cpu), memory::Buffers{});
 }
 
+// Llama-3-8B's frozen head: shares of 2048 rows in bf16 and their product with W, 501 tiles of columns; evaluation stores no shares.
+TEST(MemoryPlan, CountsTheSharesOfAFrozenHead) {
+    memory::LossCall call{.rows = 8192, .labelled = 8184, .vocabulary = 128256, .hidden = 4096};
+    call.dtype = call.weight_dtype = DType::bf16;
+    call.is_frozen = true;
+    const auto total = [&] {
+        const memory::Buffers bytes = memory::loss_workspace(call, DeviceType::cuda);
+        return std::accumulate(bytes.begin(), bytes.end(), int64_t{});
+    };
+    const int64_t of_rows = 3 * 4 * 8192 + 2 * 4 + 2048 * (4 + 8 * 501 + 8);
+    EXPECT_EQ(total(), of_rows);
+    call.dhidden = true;
+    EXPECT_EQ(total(), of_rows + 2048 * (2 * 128256 + 4 * 4096));
+    call.is_frozen = false;
+    EXPECT_EQ(total(), 1024 * 4 * 128256 + 4 * 8192 + 4);
+}
+
 TEST(MemoryPlan, TableSaysWhatWouldFit) {
     const MemoryPlan plan = plan_memory(llama(PlanStage::finetune));
     const int64_t gib = int64_t{1} << 30;
