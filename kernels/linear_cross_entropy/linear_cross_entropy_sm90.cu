@@ -21,7 +21,8 @@
 //          product where nothing hides them.
 // NUMERICS logits are f32 accumulators; exponentials to 2^-22, sums in f32 within a tile and in f64 over tiles. Shares are rounded to
 //          bf16 as operands, as dlogits would be; the label's, which may cancel with 1, is not. 2^100 max |W| stays far below
-//          the end of f32. A NaN logit, or an infinite one, makes its row's nll and dhidden NaN.
+//          the end of f32. A NaN logit, or an infinite one, makes its row's nll and dhidden NaN. Rows of a chunk that is done again may differ
+//          in their last bits from what they are in another.
 // LADDER   1 f32 logits in memory, 15 to 19 % over the two products: linear_cross_entropy.cu.
 //          2 this, meant for 4 %: 2 % (H200, 8192 rows, D = 4096, V = 128256: 25.1 ms; the products alone, 8192 rows at once with bf16
 //            results, 12.4 + 12.2; before 29.2 in the same run). nll alone 12.5 ms, before 14.9.
