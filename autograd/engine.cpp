@@ -41,8 +41,20 @@ class Sink final : public GradSink {
                 extra_.push_back({&buffer, Tensor::empty_like(e.layout, buffer.dtype(), e.device)});
                 return {extra_.back().second.view(), GradWrite::Overwrite};
             }
+        make_own(e, buffer);
         written_.push_back(&buffer);
         return {buffer.view(), GradWrite::Accumulate};
+    }
+
+    GradSlot shared_slot(int first, int second) override {
+        const Edge &a = edge(first), &b = edge(second);
+        if (!may_share(a) || !may_share(b)) return {};
+        Tensor &buffer = target(a), &twin = target(b);
+        if (buffer.defined() || twin.defined() || &buffer == &twin) return {};
+        if (a.dtype != b.dtype || a.device != b.device || a.layout.dense_like() != b.layout.dense_like()) return {};
+        buffer = Tensor::empty_like(a.layout, a.dtype, a.device);
+        twin = buffer.detach();
+        return {buffer.view(), GradWrite::Overwrite};
     }
 
     void pass(int input, const Tensor& grad) override {
@@ -51,7 +63,7 @@ class Sink final : public GradSink {
         LC_CHECK(grad.shape() == e.layout.shape, "{}: gradient {} for an input {}", node_.name(), grad.shape(),
                  e.layout.shape);
         Tensor& buffer = target(e);
-        if (buffer.defined()) return add_into(buffer, grad);
+        if (buffer.defined()) return make_own(e, buffer), add_into(buffer, grad);
         // A leaf's gradient lies in memory like the leaf: optimizers walk both as flat arrays.
         if (grad.dtype() == e.dtype && (!e.leaf || grad.layout() == e.layout.dense_like())) {
             buffer = grad.detach();
@@ -70,6 +82,12 @@ class Sink final : public GradSink {
         LC_CHECK(input >= 0 && input < static_cast<int>(node_.inputs().size()), "{}: has no input {}", node_.name(),
                  input);
         return node_.inputs()[input];
+    }
+    // Not the gradient of a parameter: that lies where it lay, whoever else looks at it.
+    static bool may_share(const Edge& e) { return e.node || (e.leaf && e.leaf->stands_in); }
+    // Before something is added to a gradient that is another tensor's, too.
+    static void make_own(const Edge& e, Tensor& buffer) {
+        if (may_share(e) && buffer.storage().use_count() > 1) buffer = buffer.clone();
     }
     Tensor& target(const Edge& e) { return e.leaf ? e.leaf->grad : states_.at(e.node.get()).grads[e.output]; }
 

@@ -77,6 +77,10 @@ class GradSink {
     virtual ~GradSink() = default;
     virtual bool wants(int input) const = 0;
     virtual GradSlot slot(int input) = 0;              // at most once for each input
+    // One buffer for the gradient of two inputs that have the same one, instead of their slots; it is overwritten, and copied when
+    // something is added to one of them before the other was used. Empty where each must have its own: one is a parameter, is not wanted,
+    // already has a gradient, or lies in memory in another order.
+    virtual GradSlot shared_slot(int first, int second) = 0;
     // For views: `grad` itself becomes the gradient (no copy) if it is the first, else it is added. The caller must not
     // touch the tensor's memory afterwards.
     virtual void pass(int input, const Tensor& grad) = 0;

@@ -87,7 +87,8 @@ void GhostTape::run(Op op) {
         pass_through(op.forward);
     }
     if (!should_record(op.inputs) && !(recording_ && op.replay)) return;
-    Node node{.workspace = std::move(op.backward), .passes = op.passes, .replay = std::move(op.replay)};
+    Node node{
+        .workspace = std::move(op.backward), .passes = op.passes, .twins = op.twins, .replay = std::move(op.replay)};
     for (const Ghost& input : op.inputs) node.inputs.push_back(input.gradient);
     for (Ghost* output : op.outputs) {
         output->gradient =
@@ -103,9 +104,20 @@ void GhostTape::take_gradient(GhostGradient& gradient) const {
     if (!gradient.buffer) gradient.buffer = ledger_.take(gradient.numel * size_of(gradient.dtype), gradient.owner);
 }
 
+void GhostTape::share_gradient(const Node& node) const {
+    const auto &first = node.inputs[0], &second = node.inputs[1];
+    const auto may_share = [](const auto& input) {
+        return input && !input->buffer && input->owner == Owner::transient;
+    };
+    if (!may_share(first) || !may_share(second) || first == second) return;
+    take_gradient(*first);
+    second->buffer = first->buffer;
+}
+
 void GhostTape::run_backward(Node& node) {
     if (node.replay) return node.replay(*node.outputs[0]);
     const std::vector<Ledger::Block> workspace = hold(node.workspace);
+    if (node.twins) share_gradient(node);
     GhostGradient* last = nullptr;
     for (const auto& input : node.inputs) {
         if (!input) continue;

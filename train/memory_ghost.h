@@ -132,6 +132,7 @@ class GhostTape {
         std::vector<Ghost*> outputs;                 // made before; get their gradients here when the op is recorded
         std::vector<Workspace> forward, backward;    // held while the kernels run, or brief
         bool passes = false;                         // the last wanted input takes the output's gradient itself
+        bool twins = false;                          // the first two inputs have one gradient (GradSink::shared_slot)
         std::function<void(GhostGradient&)> replay;  // instead of a backward kernel: gets the output's gradient
     };
     void run(Op op);
@@ -145,12 +146,13 @@ class GhostTape {
         std::vector<std::shared_ptr<GhostGradient>> inputs, outputs;
         std::vector<Ledger::Block> saved;
         std::vector<Workspace> workspace;
-        bool passes = false;
+        bool passes = false, twins = false;
         std::function<void(GhostGradient&)> replay;
     };
     std::vector<Ledger::Block> hold(const std::vector<Workspace>& workspace) const;  // all but brief ones
     void pass_through(const std::vector<Workspace>& workspace) const;                // brief ones, one after the other
     void take_gradient(GhostGradient& gradient) const;
+    void share_gradient(const Node& node) const;
     void run_backward(Node& node);
     void unwind();
 

@@ -39,7 +39,8 @@ std::pair<Ghost, Ghost> Rehearsal::add_rms_norm(const Ghost& x, const Ghost& res
     tape_.run({.inputs = {x, residual, weight},
                .saved = {sum, rstd},
                .outputs = {&y, &sum},
-               .backward = {{Owner::transient, dweight}}});
+               .backward = {{Owner::transient, dweight}},
+               .twins = true});
     return {y, sum};
 }
 

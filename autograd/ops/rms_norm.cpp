@@ -13,13 +13,19 @@ struct RmsNormNode final : Node {
     std::string_view name() const override { return fused ? "add_rms_norm" : "rms_norm"; }
 
     void backward(std::span<const Tensor> dout, GradSink& din) override {
+        GradSlot dx, dresidual;  // equal: one tensor where that can be
+        if (fused) dx = din.shared_slot(0, 1);
+        if (!dx) {
+            dx = din.slot(0);
+            if (fused) dresidual = din.slot(1);
+        }
         kernels::rms_norm_backward({.s = s.view(),
                                     .weight = weight.view(),
                                     .rstd = rstd.view(),
                                     .dy = dout[0].view(),
                                     .dsum = fused ? dout[1].view() : TensorView{},
-                                    .dx = din.slot(0),
-                                    .dresidual = fused ? din.slot(1) : GradSlot{},
+                                    .dx = dx,
+                                    .dresidual = dresidual,
                                     .dweight = din.slot(fused ? 2 : 1),
                                     .offset = offset},
                                    current_stream(rstd.get().device()));

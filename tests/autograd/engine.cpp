@@ -10,6 +10,7 @@
 #include "autograd/ops/scale.h"
 #include "autograd/ops/sum.h"
 #include "core/profile.h"
+#include "kernels/accumulate/accumulate.h"
 
 namespace lc {
 namespace {
@@ -53,6 +54,57 @@ TEST(Engine, OneTensorAsTwoInputsOfOneNode) {
     Tensor z = leaf({1, 2});
     backward(add(z, z), values({1, 10}));
     EXPECT_EQ(grad_values(z), (Numbers{2, 20}));
+}
+
+// c = a + b whose inputs share their gradient where the tape lets them.
+struct SharingAdd final : Node {
+    bool shared = false;
+    std::string_view name() const override { return "sharing_add"; }
+    void backward(std::span<const Tensor> dout, GradSink& din) override {
+        const GradSlot slot = din.shared_slot(0, 1);
+        shared = static_cast<bool>(slot);
+        if (shared) return copy_strided(dout[0].view(), slot.view);
+        for (const int input : {0, 1})
+            kernels::accumulate({.source = dout[0].view(), .target = zeroed(din.slot(input))}, current_stream({}));
+    }
+    static TensorView zeroed(const GradSlot& slot) {
+        if (!slot.accumulate()) copy_strided(Tensor::zeros(slot.view.shape(), slot.view.dtype).view(), slot.view);
+        return slot.view;
+    }
+};
+
+TEST(Engine, TwoInputsShareOneGradientUntilSomethingIsAddedToIt) {
+    Tensor x = leaf({1, 2}), y = leaf({3, 4});
+    const auto add_shared = [](const Tensor& a, const Tensor& b) {
+        const auto node = std::make_shared<SharingAdd>();
+        Tensor c = add(a, b).detach();
+        record(node, {&a, &b}, {&c});
+        return std::pair{c, node};
+    };
+    const Tensor a = scale(x, 2), b = scale(y, 3);
+    const Tensor square = mul(b, b);  // runs backward between c's node and those of a and b
+    const auto [c, node] = add_shared(a, b);
+    backward(sum(add(c, square)));
+    EXPECT_TRUE(node->shared);
+    EXPECT_EQ(grad_values(x), (Numbers{2, 2}));
+    EXPECT_EQ(grad_values(y), (Numbers{3 * (1 + 2 * 9), 3 * (1 + 2 * 12)}));
+
+    set_grad(x, {}), set_grad(y, {});
+    const auto [d, late] = add_shared(a, b);
+    backward(sum(add(d, mul(b, b))));  // b has a gradient already
+    EXPECT_FALSE(late->shared);
+    EXPECT_EQ(grad_values(y), (Numbers{3 * (1 + 2 * 9), 3 * (1 + 2 * 12)}));
+
+    set_grad(x, {}), set_grad(y, {});
+    const auto [e, of_leaves] = add_shared(x, y);
+    backward(sum(e));
+    EXPECT_FALSE(of_leaves->shared);
+    EXPECT_EQ(grad_values(x), (Numbers{1, 1}));
+    const auto [f, of_one] = add_shared(a, a);
+    set_grad(x, {});
+    backward(sum(f));
+    EXPECT_FALSE(of_one->shared);
+    EXPECT_EQ(grad_values(x), (Numbers{4, 4}));
 }
 
 TEST(Engine, DiamondOfAdditionsDoesNotAliasBuffers) {
