@@ -23,15 +23,6 @@ int64_t available_bytes(Device device) {
     return cuda::device_info(device.index).free_bytes + stats.bytes_reserved - stats.bytes_in_use;
 }
 
-void require_memory(const Decoder& decoder, DecodeMode mode, int64_t slots) {
-    const int64_t each = DecodeState(decoder, mode.mode, 1, mode.terms, mode.state).bytes() +
-                         decoder.num_layers() * static_cast<int64_t>(sizeof(LayerCache));
-    const int64_t fit = available_bytes(decoder.device()) / each;
-    LC_REQUIRE(Resource, slots <= fit,
-               "the states of {} sequences at a time, {:.2f} MiB each, are more than {} can hold — {} fit", slots,
-               static_cast<double>(each) / (1 << 20), decoder.device().str(), fit);
-}
-
 }  // namespace
 
 struct Engine::Sequence {
@@ -52,11 +43,18 @@ struct Engine::Sequence {
 };
 
 Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const EngineOptions& options)
-    : decoder_(decoder), tokenizer_(tokenizer), options_(options), generator_(decoder, options.prefill_chunk) {
+    : decoder_(decoder),
+      tokenizer_(tokenizer),
+      options_(options),
+      generator_(decoder, options.prefill_chunk),
+      memory_(options.memory) {
     LC_REQUIRE(Usage, options.slots >= 1, "the number of sequences at a time must be at least 1, got {}",
                options.slots);
-    require_memory(decoder, options.mode, options.slots);
+    if (memory_ == 0) memory_ = available_bytes(decoder.device());
     const DecodeMode& mode = options.mode;
+    state_bytes_ = DecodeState(decoder, mode.mode, 1, mode.terms, mode.state).bytes() +
+                   decoder.num_layers() * static_cast<int64_t>(sizeof(LayerCache));
+    require_memory(0);
     all_ = std::make_unique<DecodeState>(decoder, mode.mode, options.slots, mode.terms, mode.state);
     for (int64_t i = 0; i < options.slots; ++i) states_.push_back(all_->row(i));
     for (size_t slot = states_.size(); slot-- > 0;) free_.push_back(slot);
@@ -66,6 +64,17 @@ Engine::Engine(const Decoder& decoder, const io::Tokenizer& tokenizer, const Eng
 
 Engine::~Engine() = default;
 
+// Of all slots with `tokens` each.
+void Engine::require_memory(int64_t tokens) const {
+    const int64_t keys = all_ ? all_->key_bytes(tokens) / options_.slots : 0, each = state_bytes_ + keys;
+    const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+    const std::string with_keys =
+        keys > 0 ? fmt::format(" at {} tokens, {:.2f} of it keys and values", tokens, mib(keys)) : "";
+    LC_REQUIRE(Resource, options_.slots <= memory_ / each,
+               "the states of {} sequences at a time, {:.2f} MiB each{}, are more than {} can hold — {} fit",
+               options_.slots, mib(each), with_keys, decoder_.device().str(), memory_ / each);
+}
+
 int64_t Engine::submit(Request request) {
     const DecoderConfig& config = decoder_.config();
     const int64_t most = room_for_new(std::ssize(request.prompt), request.options.max_new_tokens, config.max_positions);
@@ -73,6 +82,10 @@ int64_t Engine::submit(Request request) {
         LC_REQUIRE(Usage, id >= 0 && id < config.vocab_size, "prompt: token {} is not in [0, {})", id,
                    config.vocab_size);
     Continuation text(tokenizer_, request.options, request.prompt, most, config.vocab_size, std::move(request.on_text));
+    if (const int64_t tokens = std::ssize(request.prompt) + most; tokens > longest_) {
+        require_memory(tokens);
+        all_->expect(longest_ = tokens);
+    }
     waiting_.push_back(std::make_unique<Sequence>(
         Sequence{.id = next_id_, .prompt = std::move(request.prompt), .text = std::move(text)}));
     return next_id_++;
@@ -223,7 +236,7 @@ void Engine::retire() {
         free_.push_back(sequence->slot);
     }
     std::erase_if(running_, [](const auto& sequence) { return sequence->state == nullptr; });
-    if (running_.empty() && waiting_.empty()) all_->release_keys();
+    if (running_.empty() && waiting_.empty()) all_->release_keys(), longest_ = 0;
 }
 
 std::vector<Finished> Engine::take_finished() {

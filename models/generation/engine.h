@@ -29,6 +29,7 @@ struct EngineOptions {
     int64_t slots = 8;            // sequences that run at a time
     int64_t prefill_chunk = 512;  // tokens of prompts read between two decode steps, about
     bool as_on_gpu = false;       // on a CPU: all slots in one step, the host one behind
+    int64_t memory = 0;           // bytes that the sequences may take; 0: what the device has left
 };
 
 struct Request {
@@ -54,7 +55,8 @@ class Engine {
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
-    // Queues a request and returns its id: 0, 1, 2, ... Throws Error(Usage) for one that cannot run.
+    // Queues a request and returns its id: 0, 1, 2, ... Throws Error(Usage) for one that cannot run, and Error(Resource), saying how
+    // many slots would fit, where keys and values of softmax layers would outgrow the memory with all slots as long as it may become.
     int64_t submit(Request request);
     // Ends a request where it is; it then comes out as finished, "cancelled". Unknown and finished ids are ignored.
     void cancel(int64_t id);
@@ -71,6 +73,7 @@ class Engine {
 
   private:
     struct Sequence;
+    void require_memory(int64_t tokens) const;
     void admit();
     void read_prompts();
     bool read_chunk(Sequence& sequence);
@@ -94,6 +97,8 @@ class Engine {
     std::deque<std::unique_ptr<Sequence>> waiting_;
     std::vector<std::unique_ptr<Sequence>> running_;  // in the order in which they were admitted
     std::vector<Finished> finished_;
+    int64_t memory_, state_bytes_ = 0,
+                     longest_ = 0;  // bytes for all sequences, of one without keys; tokens that one may reach
     int64_t next_id_ = 0, tokens_read_ = 0, tokens_made_ = 0;
 };
 

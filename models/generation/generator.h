@@ -46,7 +46,9 @@ class DecodeState {
     void count_token() { ++position_; }  // for a row that Generator::step_rows served
     // Room for keys and values of so many tokens in all rows, where it is known; else they grow by doubling.
     void reserve(int64_t tokens) { kv_.memory->reserve(tokens); }
-    void release_keys() { kv_.memory->release(); }  // when no row is in use
+    void expect(int64_t tokens) { kv_.memory->expect(tokens); }  // the most of any row: KvMemory::expect
+    void release_keys() { kv_.memory->release(); }               // when no row is in use
+    int64_t key_bytes(int64_t tokens) const { return kv_.memory->bytes_for(tokens); }  // of so many tokens in all rows
 
     // What a file must hold to go on from here: "layers.3.s", ... ; of keys and values the part in use.
     std::vector<NamedTensor> tensors() const;

@@ -18,7 +18,8 @@ int64_t KvMemory::bytes() const {
 void KvMemory::grow(int64_t tokens) {
     if (tokens <= capacity_) return;
     constexpr int64_t kLeast = 256;
-    reserve(std::max(tokens, std::min(std::max(2 * tokens, kLeast), shape_.most)));
+    const int64_t most = tokens <= expected_ ? expected_ : shape_.most;
+    reserve(std::max(tokens, std::min(std::max(2 * tokens, kLeast), most)));
 }
 
 void KvMemory::reserve(int64_t tokens) {

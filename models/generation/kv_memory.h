@@ -26,6 +26,8 @@ class KvMemory {
     void reserve(int64_t tokens);  // exactly so many
     void grow(int64_t tokens);     // with room for as many again when it was used up
     void release();                // all of it; nothing is kept
+    // No row will need more than this many tokens, as far as is known: capacities do not grow beyond as long as that suffices.
+    void expect(int64_t tokens) { expected_ = tokens; }
 
     bool holds(int64_t layer) const { return shape_.layers[static_cast<size_t>(layer)]; }
     const Tensor& keys(int64_t layer) const { return keys_[static_cast<size_t>(layer)]; }  // [rows,H_kv,capacity,D]
@@ -35,14 +37,13 @@ class KvMemory {
     int64_t rows() const { return shape_.rows; }
     int64_t capacity() const { return capacity_; }
     int64_t bytes() const;                        // of all layers and rows
+    int64_t bytes_for(int64_t tokens) const;      // the same at a capacity of so many tokens
     int64_t version() const { return version_; }  // other tensors than before
 
   private:
-    int64_t bytes_for(int64_t tokens) const;
-
     Shape shape_;
     std::vector<Tensor> keys_, values_;
-    int64_t capacity_ = 0, version_ = 0;
+    int64_t capacity_ = 0, expected_ = 0, version_ = 0;
 };
 
 // Some rows of it, those of one decode state.

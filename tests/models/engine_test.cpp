@@ -257,6 +257,22 @@ TEST_F(EngineTest, Refusals) {
                 HasSubstr("fit"));
 }
 
+// Keys and values of softmax layers count with all slots as long as the longest request may become, and grow no further.
+TEST_F(EngineTest, KeysThatOutgrowTheMemoryAreRefused) {
+    const int64_t token = DecodeState(decoder_, AttentionMode::Softmax).key_bytes(1);
+    const int64_t fixed = decoder_.num_layers() * static_cast<int64_t>(sizeof(LayerCache));
+    const EngineOptions options{
+        .mode = {AttentionMode::Softmax}, .slots = 4, .prefill_chunk = 16, .memory = 4 * (fixed + 40 * token)};
+    Engine engine(decoder_, tiny_tokenizer(), options);
+    EXPECT_THAT(error_of(ErrorKind::Resource, [&] { engine.submit(greedy(prompt_of(5, 1), 76)); }),
+                testing::AllOf(HasSubstr("at 81 tokens"), HasSubstr("2 fit")));
+    for (int i = 0; i < 4; ++i) engine.submit(greedy(prompt_of(5, 1), 35));
+    int64_t most = 0;
+    while (engine.step()) most = std::max(most, engine.state_bytes());
+    EXPECT_EQ(most, 4 * 40 * token);
+    EXPECT_EQ(engine.take_finished().size(), 4u);
+}
+
 // Real weights, with maps as conversion makes them, for prompts of these lengths.
 void check_on_asset(const char* model, const DecodeVariant& variant, int64_t window,
                     const std::vector<int64_t>& lengths) {
