@@ -24,6 +24,7 @@
 // SOURCE   the chunked scan of linear attention (arXiv 2312.06635, section 3); the cut is derived here.
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
 
@@ -32,11 +33,11 @@ namespace {
 
 struct SumsArgs {
     FusedShape shape;
-    AlignedHeads rows, values;  // k, v; or q, dN
+    AlignedHeads rows, values;
     MapWeights map;
-    const float* weights;  // dZ [items, blocks * 64]; for keys null
-    int steps, lag;        // of the walk; step i has seen i - lag blocks
-    float* sums;           // [items, segments - 1, kSumsSize]
+    const float* weights;
+    int steps, lag;  // these as in SegmentSums
+    float* sums;     // [items, segments - 1, kSumsSize]
 };
 
 template <int D>
@@ -148,6 +149,13 @@ void launch_sums(const SumsArgs& args, int64_t d, Stream stream) {
     });
 }
 
+// [B,heads,length,D]
+TensorView head_view(const AlignedHeads& x, const FusedShape& s, int heads, int length, int64_t d, Device device) {
+    return {reinterpret_cast<std::byte*>(x.data),
+            Layout{.shape = {s.items / s.heads, heads, length, d}, .strides = {x.strides[0], x.strides[1], x.strides[2], 1}},
+            DType::bf16, device};
+}
+
 }  // namespace
 
 int segments_of(const FusedShape& shape, Device device) {
@@ -163,15 +171,25 @@ SegmentStarts::SegmentStarts(const FusedInputs& in, int64_t d, Stream stream) : 
 
 const float* SegmentStarts::of_keys() const {
     if (!sums_.data()) return nullptr;
-    launch_sums({in_.shape, in_.k, in_.v, in_.wk, nullptr, in_.shape.blocks, 1, sums_.data()}, d_, stream_);
-    return sums_.data();
+    const FusedShape& s = in_.shape;
+    const auto view = [&](const AlignedHeads& x) { return head_view(x, s, s.kv_heads, s.keys, d_, stream_.device); };
+    return launch({s, view(in_.k), view(in_.v), in_.wk, nullptr, s.blocks, 1});
 }
 
 const float* SegmentStarts::of_queries(const FusedRowResults& results, int steps, int lag) const {
     if (!sums_.data()) return nullptr;
     const FusedShape& s = in_.shape;
-    const TensorView dn = padded_heads(results.dn, s, d_, stream_.device);
-    launch_sums({s, in_.q, AlignedHeads(dn), in_.wq, results.dz, steps, lag, sums_.data()}, d_, stream_);
+    return launch({s, head_view(in_.q, s, s.heads, s.length, d_, stream_.device),
+                   padded_heads(results.dn, s, d_, stream_.device), in_.wq, results.dz, steps, lag});
+}
+
+const float* SegmentStarts::launch(const SegmentSums& sums) const {
+    if (hopper_applies({sums.rows, sums.values}))
+        segment_starts_sm90(sums, d_, sums_.data(), stream_);
+    else
+        launch_sums({sums.shape, AlignedHeads(sums.rows), AlignedHeads(sums.values), sums.map, sums.weights, sums.steps,
+                     sums.lag, sums_.data()},
+                    d_, stream_);
     return sums_.data();
 }
 

@@ -11,6 +11,17 @@ int segments_of(const FusedShape& shape, Device device);
 template <int D>
 inline constexpr int kSumsSize = (D + 1) * kFusedFeatures;
 
+// One sum over the blocks that the segments of a walk add: where from.
+struct SegmentSums {
+    FusedShape shape;
+    TensorView rows, values;  // k, v; or q, dN  [B,H,*,D]
+    MapWeights map;
+    const float* weights;  // dZ [items, blocks * 64]; for keys null
+    int steps, lag;        // of the walk; step i has seen i - lag blocks
+};
+// Into starts [items, segments - 1, kSumsSize]; where hopper_applies to rows and values.
+void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stream stream);
+
 // What the segments of a walk begin with: [items, segments - 1, kSumsSize], for all but the first in the order of the walk.
 // Holds the workspace of one walk at a time: what one call queued is overwritten by the next. Not cut: no workspace, no work, null.
 class SegmentStarts {
@@ -22,6 +33,8 @@ class SegmentStarts {
     const float* of_queries(const FusedRowResults& results, int steps, int lag) const;
 
   private:
+    const float* launch(const SegmentSums& sums) const;
+
     FusedInputs in_;
     int64_t d_;
     Stream stream_;

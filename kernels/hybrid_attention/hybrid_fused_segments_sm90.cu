@@ -1,0 +1,360 @@
+// What the segments of a walk begin with (hybrid_fused_segments.cu), on Hopper (sm_90a): wgmma, TMA, warpgroups with roles.
+//
+// MATHS    hybrid_fused_segments.cu, transposed: S^T [D,F'] = sum of values^T phi over the blocks of a segment.
+// TILING   [1] sums    the blocks of all segments but each item's last, one item after the other, cut evenly: a thread block on each
+//                      SM. Where a segment or an item ends, it stores what it has (a part) and begins anew. Warpgroups:
+//
+//                        maps, three of them   phi of every third block                    [64,64] products
+//                        sums                  S^T += values^T phi, z; queues copies       [64,128] products, D of 64 rows each
+//
+//          [2] starts  one thread four elements of a state: the running sum of an item's parts, in order, at each segment's end
+//
+//          Shared memory: 5 rows, 4 values [64,D], maps [D,F] of two items, 3 phi [64,128].
+// COST     a position, D = 128: 3 D^2 FLOPs, 4 D bytes. On chip a block of 64 takes: tensor cores 768 clocks, exponentials 512.
+//          Parts: 66 KB each, at most one an SM and one a segment; starts as in hybrid_fused_segments.cu.
+// NUMERICS hybrid_fused_segments.cu, and features as in hybrid_fused_forward_sm90.cu. The cut is a function of shape and device.
+// LADDER   1 this.
+// SOURCE   hybrid_fused_segments.cu; the roles are derived here.
+#include "kernels/common/cuda/hopper.h"
+#include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
+#include "kernels/hybrid_attention/hybrid_roles_maps.cuh"
+
+namespace lc::kernels {
+namespace {
+
+using namespace hybrid_roles;
+
+// The blocks that are summed, `count` of each item, in the order of the walk; and the thread blocks among which all are shared.
+struct SumsCut {
+    int first, count;  // of an item's walk
+    int segments;      // with a sum
+    int steps, start;  // of the walk
+    int64_t all;
+    int shares;
+
+    SumsCut(const FusedShape& s, int steps, int lag, int multiprocessors)
+        : first(std::max(s.first - lag, 0)), segments(s.segments - 1), steps(steps - s.first), start(s.first - lag - first) {
+        count = end(segments - 1);
+        all = s.items * count;
+        shares = static_cast<int>(std::min<int64_t>(multiprocessors, all));
+    }
+    // Of segment g, along the item.
+    __host__ __device__ int end(int g) const {
+        return start + static_cast<int>(int64_t{steps} * (g + 1) / (segments + 1));
+    }
+    __device__ int segment_of(int along) const {
+        int g = 0;
+        while (end(g) <= along) ++g;
+        return g;
+    }
+    __device__ int64_t share_begin(int share) const { return all * share / shares; }
+    __device__ int share_of(int64_t block) const { return static_cast<int>(((block + 1) * shares - 1) / all); }
+    // Every part of a segment has another share, and every segment of a share another number.
+    __device__ int64_t part(int share, int64_t item, int g) const { return share + item * segments + g; }
+    int64_t parts(const FusedShape& s) const { return shares + s.items * segments; }
+};
+
+struct SumsArgs {
+    CUtensorMap rows, values;  // k, v; or q, dN
+    FusedShape shape;
+    MapWeights map;
+    const float* weights;  // dZ [items, blocks * 64]; for keys null
+    SumsCut cut;
+    float* parts;
+};
+
+enum SumsRole { kMapGroups = 3, kSums = kMapGroups };
+inline constexpr int kRowStages = 5, kValueStages = 4, kFeatureStages = 3, kSumsThreads = (kSums + 1) * kWarpgroup;
+
+template <int D>
+struct SumsTraits {
+    using Rows = WgmmaTile<kFusedRows, D>;
+    using Map = WgmmaTile<D, kFusedMap>;
+    static constexpr int kBarriers = 2 * (kRowStages + kValueStages + kFeatureStages);
+    static constexpr int kBytes = (kRowStages + kValueStages) * Rows::kBytes + 2 * Map::kBytes +
+                                  kFeatureStages * FeatureTile::kBytes +
+                                  kValueStages * kFusedRows * static_cast<int>(sizeof(float)) + kBarriers * 8;
+    static_assert(kBytes <= kSharedLimit);
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+struct SumsBarriers {
+    Barrier rows_full[kRowStages], rows_free[kRowStages], values_full[kValueStages], values_free[kValueStages],
+        phi_full[kFeatureStages], phi_free[kFeatureStages];
+
+    __device__ void init() {
+        for (int i = 0; i < kRowStages; ++i) rows_full[i].init(1), rows_free[i].init(kWarpgroup / kWarp);
+        for (int i = 0; i < kValueStages; ++i) values_full[i].init(1), values_free[i].init(kWarpgroup);
+        for (int i = 0; i < kFeatureStages; ++i) phi_full[i].init(kWarpgroup), phi_free[i].init(kWarpgroup);
+        fence_barriers();
+    }
+};
+
+template <int D>
+struct SumsRoom {
+    using Tr = SumsTraits<D>;
+    __nv_bfloat16* base;
+
+    __device__ __forceinline__ typename Tr::Rows rows(int i) const { return {base + i * kFusedRows * D}; }
+    __device__ __forceinline__ typename Tr::Rows values(int i) const { return rows(kRowStages + i); }
+    __device__ __forceinline__ typename Tr::Map map(int i) const {
+        return {rows(kRowStages + kValueStages).data + i * D * kFusedMap};
+    }
+    __device__ __forceinline__ FeatureTile phi(int i) const { return {map(2).data + i * kFusedRows * kFusedFeatures}; }
+    __device__ __forceinline__ float* weights(int i) const {
+        return reinterpret_cast<float*>(phi(kFeatureStages).data) + i * kFusedRows;
+    }
+    __device__ __forceinline__ SumsBarriers& barriers() const {
+        static_assert(sizeof(SumsBarriers) == Tr::kBarriers * 8);
+        return *reinterpret_cast<SumsBarriers*>(weights(kValueStages));
+    }
+};
+
+// A thread block's share: `count` blocks, and those from `turn` on are of the next item. There are at least two thread blocks an item: a
+// share holds no item whole and a part of two others.
+struct SumsShare {
+    int64_t first;  // item
+    int along, count, turn;
+    explicit __device__ SumsShare(const SumsCut& cut) {
+        const int64_t begin = cut.share_begin(blockIdx.x);
+        count = static_cast<int>(cut.share_begin(blockIdx.x + 1) - begin);
+        first = begin / cut.count, along = static_cast<int>(begin % cut.count);
+        turn = cut.count - along;
+    }
+    __device__ __forceinline__ int64_t item(int i) const { return first + (i < turn ? 0 : 1); }
+    __device__ __forceinline__ int place(int i) const { return i < turn ? along + i : i - turn; }  // along its item
+};
+
+// What one thread of the sums queues.
+template <int D, bool kQueries>
+struct SumsCopies {
+    const SumsArgs& args;
+    const SumsRoom<D>& room;
+    SumsBarriers& barriers;
+    const SumsShare& share;
+
+    __device__ __forceinline__ void rows(int i) const {
+        if (i >= share.count) return;
+        Barrier& full = barriers.rows_full[i % kRowStages];
+        barriers.rows_free[i % kRowStages].wait(i / kRowStages % 2 ^ 1);
+        full.expect(SumsTraits<D>::Rows::kBytes);
+        copy(room.rows(i % kRowStages), args.rows, i, full);
+    }
+    __device__ __forceinline__ void values(int i) const {
+        if (i >= share.count) return;
+        const int stage = i % kValueStages;
+        Barrier& full = barriers.values_full[stage];
+        barriers.values_free[stage].wait(i / kValueStages % 2 ^ 1);
+        constexpr int kWeightBytes = kQueries ? kFusedRows * static_cast<int>(sizeof(float)) : 0;
+        full.expect(SumsTraits<D>::Rows::kBytes + kWeightBytes);
+        copy(room.values(stage), args.values, i, full);
+        if constexpr (kQueries)
+            copy_bulk(room.weights(stage),
+                      args.weights + (share.item(i) * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes,
+                      full);
+    }
+
+  private:
+    __device__ __forceinline__ int block(int i) const {
+        const int along = args.cut.first + share.place(i);
+        return kQueries ? args.shape.blocks - 1 - along : along;
+    }
+    __device__ __forceinline__ void copy(const typename SumsTraits<D>::Rows& tile, const CUtensorMap& map, int i,
+                                         Barrier& full) const {
+        const FusedShape& s = args.shape;
+        const int64_t item = share.item(i);
+        const int h = static_cast<int>(item % s.heads);
+        copy_tile(tile, map, block(i) * kFusedRows + s.key_row, kQueries ? h : h / (s.heads / s.kv_heads),
+                  static_cast<int>(item / s.heads), full);
+    }
+};
+
+template <int D, bool kQueries>
+__device__ __forceinline__ void make_sum_features(const SumsArgs& args, const SumsRoom<D>& room,
+                                                  SumsBarriers& barriers, const SumsShare& share, int group) {
+    const FusedShape& s = args.shape;
+    if (group == 0 || (group == 1 && share.turn < share.count)) {
+        const int h = static_cast<int>((share.first + group) % s.heads);
+        load_map<D, kWarpgroup>(room.map(group), args.map, kQueries ? h : h / (s.heads / s.maps),
+                                threadIdx.x % kWarpgroup);
+        fence_async_proxy();
+    }
+    named_sync<kMapGroups * kWarpgroup>(kMapsBarrier);
+    for (int i = group; i < share.count; i += kMapGroups) {
+        const int place = i % kRowStages, stage = i % kFeatureStages;
+        float u[kFusedMap / 2];
+        FeatureRows phi;
+        barriers.rows_full[place].wait(i / kRowStages % 2);
+        project<D>(u, room.rows(place), room.map(i < share.turn ? 0 : 1));
+        wgmma_wait<0>();
+        wgmma_settle(u);
+        release(barriers.rows_free[place]);
+        phi.make(u);
+        barriers.phi_free[stage].wait(i / kFeatureStages % 2 ^ 1);
+        phi.store(room.phi(stage));
+        fence_async_proxy();
+        barriers.phi_full[stage].arrive();
+    }
+}
+
+// z of 32 features a warp, of which quad_lane() == 0 has a sum in two columns.
+struct SumsTotals {
+    Accumulator c[2] = {};
+
+    template <class Weights>
+    __device__ __forceinline__ void add(const FeatureTile& phi, Weights&& weights) {
+        const int lane = threadIdx.x % kWarp;
+#pragma unroll
+        for (int k = 0; k < kFusedRows; k += 16) {
+            const FragmentB right = weights(k);
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                FragmentA a;
+                ldmatrix_transposed(a.r,
+                                    phi.chunk(k + lane % 8 + lane / 16 * 8, feature(m) + lane / 8 % 2 * 8));
+                mma(c[m], a, right, 0);
+            }
+        }
+    }
+    __device__ __forceinline__ void store(float* to) {
+        if (quad_lane() == 0)
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    to[feature(m) + 8 * half + quad_row()] = c[m].c[2 * half] + c[m].c[2 * half + 1];
+        c[0] = {}, c[1] = {};
+    }
+
+  private:
+    static __device__ __forceinline__ int feature(int m) { return warp_index() % 4 * 32 + 16 * m; }
+};
+
+template <int D, bool kQueries>
+__device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D>& room, SumsBarriers& barriers,
+                                          const SumsShare& share) {
+    constexpr int kPanels = D / 64;
+    const SumsCut& cut = args.cut;
+    const SumsCopies<D, kQueries> copies{args, room, barriers, share};
+    const bool leads = threadIdx.x % kWarpgroup == 0;
+    float sums[kPanels][kFusedFeatures / 2];
+    SumsTotals totals;
+    int64_t item = share.first;
+    int along = share.along, g = cut.segment_of(along);
+    for (int i = 0; i < share.count;) {
+        const int first = i, last = min(share.count, i + cut.end(g) - along);  // of this part
+        for (; i < last; ++i) {
+            const int stage = i % kFeatureStages, place = i % kValueStages;
+            const FeatureTile phi = room.phi(stage);
+            barriers.values_full[place].wait(i / kValueStages % 2);
+            barriers.phi_full[stage].wait(i / kFeatureStages % 2);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < kFusedRows; k += 16)
+#pragma unroll
+                for (int panel = 0; panel < kPanels; ++panel)
+                    wgmma_ss<Major::MN, Major::MN>(
+                        sums[panel], mn_major(Panel{room.values(place).data + panel * Panel::kPanel}) + 64 * k,
+                        mn_major(phi) + 64 * k, i > first || k > 0);
+            wgmma_commit();
+            if constexpr (kQueries)
+                totals.add(phi, SplitWeights{room.weights(place)});
+            else
+                totals.add(phi, UnitWeights{});
+            wgmma_wait<1>();
+            if (i == 0) continue;
+            barriers.phi_free[(i - 1) % kFeatureStages].arrive();
+            barriers.values_free[(i - 1) % kValueStages].arrive();
+            if (leads) copies.rows(i - 1 + kRowStages), copies.values(i - 1 + kValueStages);
+            __syncwarp();
+        }
+        wgmma_wait<0>();
+        float* to = args.parts + cut.part(blockIdx.x, item, g) * kSumsSize<D>;
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+            wgmma_settle(sums[panel]);
+            each_state<D>(sums[panel], panel, [&](float& x, int at) { to[at] = x; });
+        }
+        totals.store(to + kFusedFeatures * D);
+        along = cut.end(g);
+        if (++g == cut.segments) g = 0, along = 0, ++item;
+    }
+}
+
+#endif
+
+template <int D, bool kQueries>
+__global__ void __launch_bounds__(kSumsThreads, 1) sums_kernel(const __grid_constant__ SumsArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ __align__(kTileAlignment) unsigned char shared[];
+    const SumsRoom<D> room{reinterpret_cast<__nv_bfloat16*>(shared)};
+    SumsBarriers& barriers = room.barriers();
+    const SumsShare share(args.cut);
+    const int group = warpgroup_index();
+    if (threadIdx.x == kSums * kWarpgroup) {
+        barriers.init();
+        const SumsCopies<D, kQueries> copies{args, room, barriers, share};  // the first tiles come while the maps are loaded
+        for (int i = 0; i < kRowStages; ++i) copies.rows(i);
+        for (int i = 0; i < kValueStages; ++i) copies.values(i);
+    }
+    __syncwarp();
+    __syncthreads();
+    if (group < kMapGroups) {
+        if constexpr (D == 128) shrink_registers<112>();
+        make_sum_features<D, kQueries>(args, room, barriers, share, group);
+    } else {
+        if constexpr (D == 128) grow_registers<176>();
+        make_sums<D, kQueries>(args, room, barriers, share);
+    }
+#endif
+}
+
+// starts [items, segments, size] from parts.
+__global__ void starts_kernel(const float4* parts, float4* starts, SumsCut cut, int64_t items, int size) {
+    constexpr int kAhead = 4;  // loads under way at a time
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kFusedThreads + threadIdx.x;
+    if (i >= items * size) return;
+    const int64_t item = i / size, place = i % size, first = item * cut.count;
+    float4 sum = make_float4(0, 0, 0, 0);
+    for (int g = 0, begin = 0; g < cut.segments; ++g) {
+        const int end = cut.end(g), last = cut.share_of(first + end - 1);
+        for (int share = cut.share_of(first + begin); share <= last; share += kAhead) {
+            float4 next[kAhead];
+#pragma unroll
+            for (int j = 0; j < kAhead; ++j)
+                if (share + j <= last) next[j] = parts[cut.part(share + j, item, g) * size + place];
+#pragma unroll
+            for (int j = 0; j < kAhead; ++j)
+                if (share + j <= last)
+                    sum.x += next[j].x, sum.y += next[j].y, sum.z += next[j].z, sum.w += next[j].w;
+        }
+        starts[(item * cut.segments + g) * size + place] = sum;
+        begin = end;
+    }
+}
+
+}  // namespace
+
+void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stream stream) {
+    const FusedShape& s = sums.shape;
+    const cudaStream_t queue = cuda::handle_of(stream);
+    const SumsCut cut(s, sums.steps, sums.lag, multiprocessors());
+    const DeviceScratch<float> parts(cut.parts(s) * kFusedFeatures * (d + 1), stream);
+    const SumsArgs args{head_map(sums.rows), head_map(sums.values), s, sums.map, sums.weights, cut, parts.data()};
+    dispatch_head_dim(static_cast<int>(d), [&](auto dim) {
+        dispatch_bool(sums.weights != nullptr, [&](auto queries) {
+            constexpr int kBytes = SumsTraits<dim()>::kBytes;
+            const auto kernel = sums_kernel<dim(), queries()>;
+            allow_shared_memory(kernel, kBytes);
+            kernel<<<static_cast<unsigned>(cut.shares), kSumsThreads, kBytes, queue>>>(args);
+            LC_LAUNCHED("hybrid_attention", queue);
+        });
+        constexpr int kSize = kSumsSize<dim()> / 4;
+        starts_kernel<<<grid_x(ceil_div(s.items * kSize, kFusedThreads)), kFusedThreads, 0, queue>>>(
+            reinterpret_cast<const float4*>(parts.data()), reinterpret_cast<float4*>(starts), cut, s.items, kSize);
+        LC_LAUNCHED("hybrid_attention", queue);
+    });
+}
+
+}  // namespace lc::kernels
