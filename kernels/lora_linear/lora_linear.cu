@@ -112,6 +112,7 @@ struct Backward {
     std::vector<DeviceRows> dy, w;
     LoraFactors factors;
     DeviceScratch<std::byte> low;
+    LoraSums sums;
 
     Backward(const LoraLinearBackward& a, Stream s) : args(a), stream(s) {
         for (const auto& i : a.projections) dy.emplace_back(i.dy, dtype);
@@ -143,7 +144,7 @@ struct Backward {
         low = DeviceScratch<std::byte>(x.rows * factors.width * size_of(dtype), stream);
         if (dx) w = weights_of(args.projections, dtype);
         if (wants_sm90(dx && x.rows >= kLoraSm90Rows && lora_sm90_takes(dx) && all_taken(dy) && all_taken(w)))
-            return lora_backward_sm90(dy, w, factors, low.data(), dx, stream);
+            return void(sums = lora_backward_sm90(dy, w, factors, low.data(), dx, sides(), stream));
         float beta = dx.beta;
         for (size_t i = 0; i < dy.size(); ++i) {
             const LoraFactors::Place& place = factors.places[i];
@@ -157,6 +158,15 @@ struct Backward {
         if (dx)
             product(kNone, kNone, 1, q(), Matrix(factors.a(), factors.width, factors.in, factors.in, dtype), 1, dx,
                     stream);
+    }
+
+    LoraSides sides() const {
+        LoraSides wanted;
+        for (const auto& i : args.projections) {
+            if (i.da && lora_sm90_takes(x)) wanted.x = &x;
+            if (i.db) wanted.p = &p;
+        }
+        return wanted;
     }
 
     // dB first: where q, k and v share x, the columns of q that belong to dA then lie side by side in one job.
@@ -173,7 +183,8 @@ struct Backward {
                                      .z = &dy[i],
                                      .slot = projection.db,
                                      .transposed = true,
-                                     .scale = projection.s});
+                                     .scale = projection.s,
+                                     .parts = sums.db.empty() ? LoraParts{} : sums.db[i]});
             first += lora_columns(rank);
         }
         for (size_t i = 0; i < dy.size(); ++i)
@@ -182,7 +193,8 @@ struct Backward {
                                      .low_stride = factors.width,
                                      .rank = factors.places[i].rank,
                                      .z = &x,
-                                     .slot = args.projections[i].da});
+                                     .slot = args.projections[i].da,
+                                     .parts = sums.da.empty() ? LoraParts{} : sums.da[i]});
         lora_gradients(gradients, x.rows, stream);
     }
 

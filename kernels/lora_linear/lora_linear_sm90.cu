@@ -25,7 +25,7 @@
 //          Next: dA and dB in the last wave as well (they read x and dy again): most of what remains.
 // SOURCE   arXiv 2106.09685; PTX ISA, "wgmma.mma_async", "cp.async.bulk.tensor".
 #include "kernels/common/cuda/cluster.cuh"
-#include "kernels/lora_linear/lora_linear_sm90.cuh"
+#include "kernels/lora_linear/lora_sides_sm90.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -36,11 +36,18 @@ using namespace lora_sm90;
 
 struct Barriers {
     Barrier full[kStages], free[kStages];
-    __device__ void init() {
-        for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(kPair * kConsumerWarps);
+    SoloBarriers low, da;
+    __device__ void init(bool observes) {
+        for (int i = 0; i < kStages; ++i)
+            full[i].init(1), free[i].init(kPair * kConsumerWarps + (observes ? kObservers : 0));
+        low.init(), da.init();
         fence_barriers();
     }
 };
+static_assert(kBytes<Major::K> + static_cast<int>(sizeof(Barriers)) + 1024 <= kSharedLimit &&
+                  kBytes<Major::MN> + static_cast<int>(sizeof(Barriers) + sizeof(Observer::Memory)) + 1024 <=
+                      kSharedLimit,
+              "tiles, and barriers and dB in static memory");
 
 template <Major B>
 struct Stage {
@@ -48,18 +55,9 @@ struct Stage {
     __device__ __forceinline__ Stage(__nv_bfloat16* shared, int stage) : base(shared + stage * (kStageBytes / 2)) {}
     __device__ __forceinline__ TileA a() const { return {base}; }
     __device__ __forceinline__ TileB<B> b() const { return {base + TileA::kBytes / 2}; }
-    __device__ __forceinline__ TileLow low() const { return {base + TileA::kBytes / 2}; }
 };
 
 // --- the producer ---
-
-__device__ __forceinline__ void await_low(const int* ready) {
-    int count;
-    do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(ready) : "memory");
-    } while (count < kReadyAt);
-    asm volatile("fence.proxy.async.global;" ::: "memory");  // ordinary stores, read by the copy engine
-}
 
 template <Major B>
 struct Producer {
@@ -69,16 +67,12 @@ struct Producer {
     Turn<kStages> ring;
     int half;
 
-    __device__ __forceinline__ Barrier& begin(int bytes) {
+    // This block's rows of the left operand; half of the right one, for both blocks.
+    __device__ __forceinline__ void step(const CUtensorMap& left, int left_k, const CUtensorMap& right, int right_k,
+                                         const Tile& tile) {
         barriers.free[ring.stage].wait(ring.phase ^ 1);
         Barrier& full = barriers.full[ring.stage];
-        full.expect(bytes);
-        return full;
-    }
-    // This block's rows of the left operand; half of the right one, for both blocks.
-    __device__ __forceinline__ void large_step(const CUtensorMap& left, int left_k, const CUtensorMap& right,
-                                               int right_k, const Tile& tile) {
-        Barrier& full = begin(kStageBytes);
+        full.expect(kStageBytes);
         const Stage<B> stage(shared, ring.stage);
         constexpr uint16_t kBoth = 3;
         copy_panel(stage.a().data, left, tile.row, left_k, full);
@@ -95,32 +89,32 @@ struct Producer {
         }
         ring.next();
     }
-    __device__ __forceinline__ void low_step(const Factor& factor, int k, const Tile& tile) {
-        Barrier& full = begin(TileA::kBytes + TileLow::kBytes);
-        const Stage<B> stage(shared, ring.stage);
-        copy_panel(stage.a().data, factor.left, tile.row, k, full);
-        copy_panel(stage.low().data, factor.low_right, B == Major::K ? tile.column : k, B == Major::K ? k : tile.column,
-                   full);
-        ring.next();
-    }
-    __device__ __forceinline__ void run() {
-        const int row_tiles = tiles_of(args.rows, kPair * kM) * kPair;
+    __device__ __forceinline__ void outputs() {
+        const int row_tiles = row_tiles_of(args.rows);
         for_each_tile(args, [&](const Tile& tile) {
-            if (tile.low) {
-                for (int i = 0; i < args.low_factors; ++i)
-                    if (has_share(args.factors[i], tile.column))
-                        for (int k = 0; k < args.factors[i].steps; ++k) low_step(args.factors[i], k * kK, tile);
-                return;
-            }
             const Output& output = args.outputs[tile.output];
             for (int i = output.first; i < output.first + output.count; ++i)
                 for (int k = 0; k < args.factors[i].steps; ++k)
-                    large_step(args.factors[i].left, k * kK, args.factors[i].right, k * kK, tile);
+                    step(args.factors[i].left, k * kK, args.factors[i].right, k * kK, tile);
+            await_previous_kernel();  // zeroed the counters, and made the factors
             for (int k = output.low_first; k < output.low_first + output.low_steps; ++k) {
-                await_low(args.ready + k * row_tiles + tile.row_tile);
-                large_step(args.low_left, k * kK, output.low_right, k * kK, tile);
+                await_count(args.ready + k * row_tiles + tile.row_tile, 1);
+                step(args.low_left, k * kK, output.low_right, k * kK, tile);
             }
         });
+        for (int i = 0; i < kStages; ++i) barriers.free[ring.stage].wait(ring.phase ^ 1), ring.next();
+    }
+    __device__ __forceinline__ void run() {
+        outputs();
+        await_previous_kernel();
+        with_ranks<B == Major::MN>(args.width, [&](auto ranks) {
+            SoloProducer<Solo<ranks(), kBytes<B>>> solo{args, shared, barriers.low, {}};
+            solo.template low<B>(), solo.drain();
+        });
+        if constexpr (B == Major::MN)
+            with_ranks<false>(args.width, [&](auto ranks) {
+                SoloProducer<Solo<ranks(), kBytes<B>>>{args, shared, barriers.da, {}}.da();
+            });
     }
 };
 
@@ -132,58 +126,116 @@ __device__ __forceinline__ void release_pair(Barrier& free) {
     if (threadIdx.x % kWarp < kPair) free.arrive_at(threadIdx.x % kWarp);
 }
 
-// sum = left right over `steps` stages of the ring.
-template <Major B, bool IsLow, int Count>
-__device__ __forceinline__ void accumulate(__nv_bfloat16* shared, Barriers& barriers, Turn<kStages>& ring, int steps,
-                                           int warpgroup, float (&sum)[Count]) {
-    using Right = std::conditional_t<IsLow, TileLow, TileB<B>>;
-    int previous = 0;
-    for (int step = 0; step < steps; ++step) {
+template <Major B>
+struct Consumer {
+    const Args& args;
+    __nv_bfloat16* shared;
+    Barriers& barriers;
+    int warpgroup;
+    Turn<kStages> ring;
+
+    // sum (+)= left right, `Count` times 16 columns of the stage from `first` on.
+    template <int Count>
+    __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int first, bool add) {
         const Stage<B> stage(shared, ring.stage);
-        const Right right_tile{stage.b().data};
-        const WgmmaDescriptor left = k_major(stage.a(), 64 * warpgroup);
+        const WgmmaDescriptor left = k_major(stage.a(), 64 * warpgroup) + first;
         const WgmmaDescriptor right = [&] {
             if constexpr (B == Major::K)
-                return k_major(right_tile);
+                return k_major(stage.b()) + first;
             else
-                return mn_major(right_tile);
+                return mn_major(stage.b()) + 64 * first;
         }();
         barriers.full[ring.stage].wait(ring.phase);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < kK; k += 16)
-            wgmma_ss<B>(sum, left + k_offset<TileA>(k), right + (B == Major::K ? k_offset<Right>(k) : 64 * k),
-                        step > 0 || k > 0);
+        for (int k = 0; k < 16 * Count; k += 16)
+            wgmma_ss<B>(sum, left + k, right + (B == Major::K ? k : 64 * k), add || k > 0);
         wgmma_commit();
-        wgmma_wait<1>();  // the step before this one
-        if (step > 0) release_pair(barriers.free[previous]);
+    }
+    // The step before this one is done with its stage.
+    __device__ __forceinline__ void pass(int& previous) {
+        wgmma_wait<1>();
+        if (previous >= 0) release_pair(barriers.free[previous]);
         previous = ring.stage;
         ring.next();
     }
-    wgmma_wait<0>();
-    wgmma_settle(sum);
-    release_pair(barriers.free[previous]);
-}
+    __device__ __forceinline__ void outputs() {
+        Held held;
+        for_each_tile(args, [&](const Tile& tile) {
+            const Output& output = args.outputs[tile.output];
+            int steps = 0, previous = -1;
+            for (int i = output.first; i < output.first + output.count; ++i) steps += args.factors[i].steps;
+            float sum[kN / 2];
+            if (steps < Held::kParts) held.store_all<false>();
+#pragma unroll
+            for (int step = 0; step < Held::kParts; ++step) {
+                if (step >= steps) break;
+                multiply<kK / 16>(sum, 0, step > 0), held.store<false>(step), pass(previous);
+            }
+            for (int step = Held::kParts; step < steps; ++step) multiply<kK / 16>(sum, 0, true), pass(previous);
+            for (int step = 0; step < output.low_steps; ++step) {
+                const int first = step == 0 ? output.low_begin : 0;
+                const int count = ((step + 1 == output.low_steps ? output.low_end : kK) - first) / 16;
+                if (count == 1)
+                    multiply<1>(sum, first, true);
+                else if (count == 2)
+                    multiply<2>(sum, first, true);
+                else
+                    multiply<kK / 16>(sum, 0, true);
+                pass(previous);
+            }
+            wgmma_wait<0>();
+            wgmma_settle(sum);
+            release_pair(barriers.free[previous]);
+            finish_tile(output, tile.row + 64 * warpgroup + accumulator_row(), tile.column, sum, held);
+        });
+        held.store_all<false>();
+    }
+    __device__ __forceinline__ void run() {
+        outputs();
+        with_ranks<B == Major::MN>(args.width, [&](auto ranks) {
+            SoloConsumer<Solo<ranks(), kBytes<B>>>{args, shared, barriers.low, warpgroup, {}}.template low<B>();
+        });
+        if constexpr (B == Major::MN)
+            with_ranks<false>(args.width, [&](auto ranks) {
+                SoloConsumer<Solo<ranks(), kBytes<B>>>{args, shared, barriers.da, warpgroup, {}}.da();
+            });
+    }
+};
 
-template <Major B>
-__device__ __forceinline__ void consume(const Args& args, __nv_bfloat16* shared, Barriers& barriers, int warpgroup) {
+// --- the observers of dy ---
+
+__device__ __forceinline__ void observe(const Args& args, __nv_bfloat16* shared, Barriers& barriers,
+                                        Observer::Memory& memory) {
+    Observer observer{args, memory};
+    observer.clear();
     Turn<kStages> ring;
+    const int column_tiles = column_tiles_of(args), cluster = blockIdx.x / kPair;
+    const int column_tile = cluster % (kGroup * column_tiles) / kGroup;
+    const auto pass = [&](int step, auto&& use) {
+        barriers.full[ring.stage].wait(ring.phase);
+        if (step % column_tiles == column_tile) use(Stage<Major::MN>(shared, ring.stage).a());
+        release(barriers.free[ring.stage]);
+        ring.next();
+    };
     for_each_tile(args, [&](const Tile& tile) {
-        int steps = 0;
-        if (tile.low) {
-            for (int i = 0; i < args.low_factors; ++i)
-                if (has_share(args.factors[i], tile.column)) steps += args.factors[i].steps;
-            float sum[kLow / 2];
-            accumulate<B, true>(shared, barriers, ring, steps, warpgroup, sum);
-            store_low(args, tile, warpgroup, sum);
-            return;
+        observer.fetch_p(tile.row);
+        int step = 0;
+        bool there = false;
+        for (int i = 0; i < args.low_factors; ++i) {
+            bool loaded = false;
+            for (int k = 0; k < args.factors[i].steps; ++k, ++step)
+                pass(step, [&](const TileA& dy) {
+                    if (!there) observer.await_p(), there = true;
+                    if (!loaded) observer.load_p(i), loaded = true;
+                    observer.add(dy, step / column_tiles);
+                });
         }
-        const Output& output = args.outputs[tile.output];
-        for (int i = output.first; i < output.first + output.count; ++i) steps += args.factors[i].steps;
-        float sum[kN / 2];
-        accumulate<B, false>(shared, barriers, ring, steps + output.low_steps, warpgroup, sum);
-        store_output(args, tile, warpgroup, sum);
+        for (int k = 0; k < args.outputs[0].low_steps; ++k) pass(column_tile + 1, [](const TileA&) {});
     });
+    const int slice =
+        (cluster / (kGroup * column_tiles) * kGroup + cluster % kGroup) * kPair + static_cast<int>(blockIdx.x) % kPair;
+    if (cluster < args.makers) observer.store(column_tile, column_tiles, slice);
 }
 
 #endif
@@ -196,15 +248,21 @@ __global__ void __launch_bounds__(kRoleThreads, 1) sum_of_products_kernel(const 
     __shared__ Barriers barriers;
     __nv_bfloat16* const shared = aligned_shared(dynamic);
     const int warpgroup = warpgroup_index();
-    if (threadIdx.x == 0) barriers.init();
+    next_kernel_may_start();
+    if (threadIdx.x == 0) barriers.init(args.observes);
     cluster_arrive(), cluster_wait();  // the other block's barriers are there as well
     if (warpgroup == kConsumers) {
         shrink_registers<kProducer>();
+        if constexpr (B == Major::MN) {
+            __shared__ Observer::Memory memory;
+            const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / kWarp;
+            if (args.observes && warp >= 1 && warp <= kObservers) observe(args, shared, barriers, memory);
+        }
         if (threadIdx.x == kConsumers * kWarpgroup)
             Producer<B>{args, shared, barriers, {}, static_cast<int>(blockIdx.x) % kPair}.run();
     } else {
         grow_registers<kConsumer>();
-        consume<B>(args, shared, barriers, warpgroup);
+        Consumer<B>{args, shared, barriers, warpgroup, {}}.run();
     }
     __syncwarp();
     cluster_arrive(), cluster_wait();  // nobody leaves whose memory the other one still writes
@@ -215,28 +273,50 @@ __global__ void __launch_bounds__(kRoleThreads, 1) sum_of_products_kernel(const 
 template <Major B>
 int most_clusters() {
     static const int clusters = [] {
-        allow_shared_memory(sum_of_products_kernel<B>, kSharedBytes);
+        allow_shared_memory(sum_of_products_kernel<B>, kBytes<B>);
         cudaLaunchAttribute pair{};
         pair.id = cudaLaunchAttributeClusterDimension;
         pair.val.clusterDim = {kPair, 1, 1};
         cudaLaunchConfig_t config{};
         config.gridDim = dim3(kPair), config.blockDim = dim3(kRoleThreads);
-        config.dynamicSmemBytes = kSharedBytes, config.attrs = &pair, config.numAttrs = 1;
+        config.dynamicSmemBytes = kBytes<B>, config.attrs = &pair, config.numAttrs = 1;
         int count = 0;
         LC_CUDA(cudaOccupancyMaxActiveClusters(&count, sum_of_products_kernel<B>, &config));
-        return std::max(count, 1);
+        return std::max(count, 2);
     }();
     return clusters;
 }
 
-template <Major B>
-void launch(const Args& args, Stream stream) {
-    int64_t tiles = 0;
+int column_tiles_of_all(const Args& args) {
+    int tiles = 0;
     for (int o = 0; o < args.output_count; ++o) tiles += tiles_of(args.outputs[o].columns, kN);
-    tiles *= tiles_of(args.rows, kPair * kM);
-    const auto clusters = static_cast<unsigned>(std::min<int64_t>(tiles, most_clusters<B>()));
-    launch_clusters(sum_of_products_kernel<B>, kPair, clusters, kRoleThreads, kSharedBytes, cuda::handle_of(stream),
-                    args);
+    return tiles;
+}
+
+// Clusters that make outputs, and in all. The others make p or q: as many as the last wave leaves idle, a wave more where they would be late.
+struct Share {
+    int makers, clusters;
+};
+Share share_of(const Args& args, int most, bool apart) {
+    const int pairs = tiles_of(args.rows, kPair * kM), tiles = pairs * column_tiles_of_all(args);
+    // Of 256 rows of p or q, in steps of a tile of outputs.
+    const float unit = args.width <= 32 ? 0.6f : apart || args.width <= kLow ? 0.8f : 1.4f;
+    Share best{};
+    float least = 0;
+    for (int waves = tiles_of(tiles, most - 1); waves <= tiles; ++waves) {
+        if (best.makers > 0 && static_cast<float>(waves) >= least) break;
+        const int makers = tiles_of(tiles, waves), helpers = std::min(most - makers, tiles_of(pairs, kPair));
+        const float time =
+            std::max(static_cast<float>(waves), unit * static_cast<float>(tiles_of(pairs, helpers * kPair)));
+        if (best.makers == 0 || time < least) least = time, best = {makers, makers + helpers};
+    }
+    return best;
+}
+
+template <Major B>
+void launch(const Args& args, int clusters, Stream stream) {
+    launch_clusters<Start::Early>(sum_of_products_kernel<B>, kPair, static_cast<unsigned>(clusters), kRoleThreads,
+                                  kBytes<B>, cuda::handle_of(stream), args);
     LC_LAUNCHED("lora_linear", cuda::handle_of(stream));
 }
 
@@ -265,7 +345,7 @@ bool lora_linear_has_sm90() {
 }
 
 int64_t lora_sm90_counters(int64_t rows, int64_t width) {
-    return int64_t{tiles_of(width, kLow)} * tiles_of(rows, kPair * kM) * kPair;
+    return low_tiles_of(rows, width) + 2;
 }
 
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
@@ -283,31 +363,63 @@ void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, co
         Output& output = args.outputs[args.output_count++] = Output(y[i]);
         output.bias = static_cast<const __nv_bfloat16*>(bias[i]);
         output.first = static_cast<int>(i), output.count = 1;
-        output.low_first = static_cast<int>(place.first_column / kK);
-        output.low_steps = tiles_of(place.first_column + place.rank, kK) - output.low_first;
+        output.set_low(place.first_column, place.first_column + place.rank);
         output.low_right = matrix_map(factors.b_of(place), place.out, factors.width, factors.width, kN / kPair);
     }
-    launch<Major::K>(args, stream);
+    const Share share = share_of(args, most_clusters<Major::K>(), false);
+    args.makers = share.makers;
+    launch<Major::K>(args, share.clusters, stream);
 }
 
-void lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector<DeviceRows>& w, const LoraFactors& factors,
-                        void* q, const DeviceOutRows& dx, Stream stream) {
+LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector<DeviceRows>& w,
+                            const LoraFactors& factors, void* q, const DeviceOutRows& dx, const LoraSides& sides,
+                            Stream stream) {
     Args args = args_of(dx.rows, factors, q);
     args.low_factors = static_cast<int>(w.size()), args.output_count = 1;
+    int steps = 0;
+    bool narrow = true;
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];
         Factor& factor = args.factors[i];
         factor.left = left_map(dy[i]);
         factor.right = matrix_map(w[i].data, w[i].rows, w[i].columns, w[i].stride, kK);
         factor.low_right = matrix_map(factors.b_of(place), place.out, factors.width, factors.width, kK);
-        factor.steps = tiles_of(dy[i].columns, kK);
+        factor.steps = tiles_of(dy[i].columns, kK), factor.columns = static_cast<int>(dy[i].columns);
         factor.low_first = static_cast<int>(place.first_column);
         factor.low_end = static_cast<int>(place.first_column + place.rank);
+        steps += factor.steps, narrow = narrow && place.rank <= 8;
     }
     Output& output = args.outputs[0] = Output(dx);
-    output.count = static_cast<int>(w.size()), output.low_steps = tiles_of(factors.width, kK);
+    output.count = static_cast<int>(w.size());
+    output.set_low(0, factors.width);
     output.low_right = matrix_map(factors.a(), factors.width, factors.in, factors.in, kK);
-    launch<Major::MN>(args, stream);
+    const Share share = share_of(args, most_clusters<Major::MN>(), true);
+    args.makers = share.makers;
+
+    LoraSums sums;
+    if (sides.x) {
+        const int slices = tiles_of(dx.rows, kSliceRows);
+        sums.da_memory = DeviceScratch<float>(slices * factors.width * factors.in, stream);
+        args.da = sums.da_memory.data(), args.in = static_cast<int>(factors.in);
+        args.x = matrix_map(sides.x->data, sides.x->rows, sides.x->columns, sides.x->stride, kK);
+        args.q = matrix_map(q, dx.rows, factors.width, factors.width, kK);
+        for (const LoraFactors::Place& place : factors.places)
+            sums.da.push_back({args.da, slices, factors.width, place.first_column});
+    }
+    // A block observes the same columns of dy in all of its tiles.
+    const int columns = tiles_of(dx.columns, kN);
+    const bool even = args.makers % (kGroup * columns) == 0 && tiles_of(dx.rows, kPair * kM) % kGroup == 0;
+    if (sides.p && narrow && even && tiles_of(steps, columns) <= kMostSteps) {
+        args.observes = true, args.p = sides.p->as<__nv_bfloat16>(), args.p_stride = sides.p->stride;
+        const int slices = args.makers / columns * kPair;
+        sums.db_memory = DeviceScratch<float>(slices * 8 * factors.out, stream);
+        for (size_t i = 0; i < w.size(); ++i) {
+            args.factors[i].db = sums.db_memory.data() + slices * 8 * factors.places[i].first_row;
+            sums.db.push_back({args.factors[i].db, slices, 8, 0});
+        }
+    }
+    launch<Major::MN>(args, share.clusters, stream);
+    return sums;
 }
 
 }  // namespace lc::kernels

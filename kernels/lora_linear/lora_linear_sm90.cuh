@@ -10,12 +10,14 @@ namespace lc::kernels::lora_sm90 {
 
 inline constexpr int kConsumers = 2, kRoles = 3;  // warpgroups
 inline constexpr int kRoleThreads = kRoles * kWarpgroup, kConsumerWarps = kConsumers * kWarpgroup / kWarp;
+inline constexpr int kObservers = 2;  // warps, beside the producer's thread
 inline constexpr int kM = 128, kN = 256, kK = 64,
-                     kLow = 64;  // rows of a block, columns, step of k, ranks of a low tile
+                     kLow = 64;  // rows of a block, columns, step of k, ranks that are counted together
 inline constexpr int kPair = 2, kStages = 4,
-                     kGroup = 8;  // blocks of a cluster; steps under way; pairs whose tiles are taken together
-inline constexpr int kProducer = 40, kConsumer = 232;  // registers: the producer's walk needs more than 24
-inline constexpr int kReadyAt = kConsumers;            // arrivals at a low tile's counter
+                     kGroup = 4;  // blocks of a cluster; steps under way; pairs whose tiles are taken together
+inline constexpr int kProducer = 56, kConsumer = 224;  // registers
+inline constexpr int kSliceRows = 512;                 // of x, for one partial sum of dA
+inline constexpr int kMostSteps = 12;                  // of k, whose dB one block keeps
 
 using TileA = WgmmaTile<kM, kK>;
 template <Major B>
@@ -23,8 +25,9 @@ using TileB = std::conditional_t<B == Major::K, WgmmaTile<kN, kK>, WgmmaTile<kK,
 using TileLow = WgmmaTile<kLow, kK>;  // [kLow,kK] or [kK,kLow]
 static_assert(kLow == kK);
 inline constexpr int kStageBytes = TileA::kBytes + TileB<Major::K>::kBytes;
-inline constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes;
-static_assert(kSharedBytes + 1024 <= kSharedLimit, "tiles, and barriers in static memory");
+// In the forward room for four stages of the widest step for p.
+template <Major B>
+inline constexpr int kBytes = kTileAlignment + (B == Major::K ? 4 * 56 * 1024 : kStages * kStageBytes);
 
 // left [rows,k] x right (either [columns,k] or [k,columns]) is a share of an output.
 struct Factor {
@@ -32,6 +35,8 @@ struct Factor {
     CUtensorMap low_right;           // for p or q
     int steps = 0;                   // of kK
     int low_first = 0, low_end = 0;  // columns of p or q that this factor has a share in
+    float* db = nullptr;             // [slices,8,k], or null
+    int columns = 0;                 // k
 };
 struct Output {
     std::byte* data = nullptr;
@@ -41,6 +46,7 @@ struct Output {
     bool add = false;                     // to what is there
     int first = 0, count = 0;             // factors
     int low_first = 0, low_steps = 0;     // steps of kK over p or q
+    int low_begin = 0, low_end = 0;       // within the first, and the last of them: multiples of 16
     CUtensorMap low_right;                // their right operand
     const __nv_bfloat16* bias = nullptr;  // [columns], or null
 
@@ -52,50 +58,77 @@ struct Output {
           columns(static_cast<int>(to.columns)),
           dtype(to.dtype),
           add(to.beta != 0) {}
+    // Columns first .. end - 1 of p or q are summed.
+    void set_low(int64_t first, int64_t end) {
+        low_first = static_cast<int>(first / kK);
+        low_steps = static_cast<int>((end + kK - 1) / kK) - low_first;
+        low_begin = static_cast<int>(first % kK / 16 * 16);
+        low_end = static_cast<int>((end - 1) % kK / 16 * 16 + 16);
+    }
 };
 struct Args {
     std::array<Factor, kMostAdapted> factors;
     std::array<Output, kMostAdapted> outputs;
     CUtensorMap low_left;          // p or q as an operand
     __nv_bfloat16* low = nullptr;  // [rows,width]
-    int* ready = nullptr;          // [low tiles, 2 pairs]
+    int* ready = nullptr;          // [low tiles, 2 pairs], then how many there are in all, then the next unit of dA
     int rows = 0, width = 0, low_factors = 0, output_count = 0;
+    int makers = 0;  // clusters that make outputs; the others make p or q
+    // dA^T = x^T q and dB = dy^T p, if they are to be made too
+    CUtensorMap x, q;     // boxes of kK rows
+    float* da = nullptr;  // [slices of kSliceRows, width, In]
+    int in = 0;
+    bool observes = false;             // dB
+    const __nv_bfloat16* p = nullptr;  // [rows,width]
+    int64_t p_stride = 0;
 };
 
 __host__ __device__ constexpr int tiles_of(int64_t size, int tile) {
     return static_cast<int>((size + tile - 1) / tile);
 }
+__host__ __device__ constexpr int row_tiles_of(int64_t rows) {
+    return tiles_of(rows, kPair * kM) * kPair;
+}
+__host__ __device__ constexpr int low_tiles_of(int64_t rows, int64_t width) {
+    return row_tiles_of(rows) * tiles_of(width, kLow);
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+__device__ __forceinline__ int column_tiles_of(const Args& args) {
+    int tiles = 0;
+    for (int o = 0; o < args.output_count; ++o) tiles += tiles_of(args.outputs[o].columns, kN);
+    return tiles;
+}
+
 struct Tile {
-    bool low;  // of p or q, else of an output
     int output;
     int row, column;  // of this block
     int row_tile;     // row / kM
 };
 
-// f(Tile) for this block's share: the same walk in every role.
+// f(Tile) for this block's share of the outputs: the same walk in every role.
 template <class F>
 __device__ __forceinline__ void for_each_tile(const Args& args, F&& f) {
-    const int clusters = gridDim.x / kPair, cluster = blockIdx.x / kPair, half = blockIdx.x % kPair;
-    const int pairs = tiles_of(args.rows, kPair * kM);
-    int column_tiles = 0;
-    for (int o = 0; o < args.output_count; ++o) column_tiles += tiles_of(args.outputs[o].columns, kN);
-    const int total = pairs * column_tiles, idle = clusters - total % clusters;
-    const int low_tiles = pairs * tiles_of(args.width, kLow), helpers = 2 * idle >= low_tiles ? idle : clusters;
-    const auto at = [&](int pair) { return (pair * kPair + half) * kM; };
-    if (cluster < helpers)
-        for (int i = cluster; i < low_tiles; i += helpers)
-            f(Tile{true, 0, at(i % pairs), i / pairs * kLow, i % pairs * kPair + half});
-    for (int i = clusters - 1 - cluster; i < total; i += clusters) {
+    const int cluster = blockIdx.x / kPair, half = blockIdx.x % kPair;
+    if (cluster >= args.makers) return;
+    const int pairs = tiles_of(args.rows, kPair * kM), column_tiles = column_tiles_of(args);
+    for (int i = cluster; i < pairs * column_tiles; i += args.makers) {
         const int group = i / (kGroup * column_tiles), within = i % (kGroup * column_tiles);
         const int size = min(kGroup, pairs - group * kGroup), pair = group * kGroup + within % size;
         int column_tile = within / size, output = 0;
         while (column_tile >= tiles_of(args.outputs[output].columns, kN))
             column_tile -= tiles_of(args.outputs[output++].columns, kN);
-        f(Tile{false, output, at(pair), column_tile * kN, pair * kPair + half});
+        f(Tile{output, (pair * kPair + half) * kM, column_tile * kN, pair * kPair + half});
     }
+}
+
+// f(pair of row tiles) for this block's share of p or q.
+template <class F>
+__device__ __forceinline__ void for_each_low_pair(const Args& args, F&& f) {
+    const int first = static_cast<int>(blockIdx.x) - args.makers * kPair, pairs = tiles_of(args.rows, kPair * kM);
+    if (first < 0) return;
+    for (int pair = first; pair < pairs; pair += static_cast<int>(gridDim.x) - args.makers * kPair) f(pair);
 }
 
 __device__ __forceinline__ bool has_share(const Factor& factor, int low_column) {
@@ -130,32 +163,53 @@ __device__ __forceinline__ void add_run(uint4& run, const uint4& there) {
     }
 }
 
-// Of this lane's two columns of a tile of eight.
-__device__ __forceinline__ float2 bias_at(const Output& output, int column) {
-    column += static_cast<int>(threadIdx.x) % 4 * 2;
-    if (!output.bias || column >= output.columns) return make_float2(0, 0);
-    return make_float2(__bfloat162float(output.bias[column]), __bfloat162float(output.bias[column + 1]));
-}
+// A tile in bf16, in registers, while the next one is made: what all multiprocessors write at the end of a tile at once would keep their
+// tensor cores waiting.
+struct Held {
+    static constexpr int kParts = 16;
 
-__device__ __forceinline__ void store_row_bf16(const Output& output, int row, int first_column, int half,
-                                               const float (&sum)[kN / 2]) {
-    auto* to = reinterpret_cast<__nv_bfloat16*>(output.data) + row * output.stride;
+    uint32_t values[kN / 4];  // the same columns of rows r and r + 8: one half each
+    __nv_bfloat16* to = nullptr;
+    int64_t below = 0;                   // from row r to r + 8, in elements
+    int columns = 0, columns_below = 0;  // of each that are there, from this lane's on
+
+    __device__ __forceinline__ void take(const Output& output, int row, int column, const float (&sum)[kN / 2]) {
 #pragma unroll
-    for (int j = 0; j < kN / 8; j += 4) {
+        for (int j = 0; j < kN / 8; ++j) {
+            float2 bias = make_float2(0, 0);
+            if (output.bias) {
+                const int at = column + 8 * j + static_cast<int>(threadIdx.x) % 4 * 2;
+                if (at < output.columns)
+                    bias = make_float2(__bfloat162float(output.bias[at]), __bfloat162float(output.bias[at + 1]));
+            }
+            values[j] = pack_bf16(sum[4 * j] + bias.x, sum[4 * j + 1] + bias.y);
+            values[kN / 8 + j] = pack_bf16(sum[4 * j + 2] + bias.x, sum[4 * j + 3] + bias.y);
+        }
+        column += static_cast<int>(threadIdx.x) % 4 * 8;
+        to = reinterpret_cast<__nv_bfloat16*>(output.data) + row * output.stride + column;
+        below = 8 * output.stride;
+        columns = row < output.rows ? output.columns - column : 0;
+        columns_below = row + 8 < output.rows ? output.columns - column : 0;
+    }
+    template <bool Add>
+    __device__ __forceinline__ void store(int part) const {
+        const int half = part / (kParts / 2), column = part % (kParts / 2) * 32;
         uint32_t v[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 bias = bias_at(output, first_column + 8 * (j + i));
-            v[i] = pack_bf16(sum[4 * (j + i) + 2 * half] + bias.x, sum[4 * (j + i) + 2 * half + 1] + bias.y);
-        }
+        for (int i = 0; i < 4; ++i) v[i] = values[kN / 8 * half + column / 8 + i];
         uint4 run = gather_quad(v);
-        const int column = first_column + 8 * (j + static_cast<int>(threadIdx.x) % 4);
-        if (column >= output.columns || row >= output.rows) continue;
-        auto* at = reinterpret_cast<uint4*>(to + column);
-        if (output.add) add_run(run, *at);
+        if (column >= (half ? columns_below : columns)) return;
+        auto* at = reinterpret_cast<uint4*>(to + half * below + column);
+        if constexpr (Add) add_run(run, *at);
         *at = run;
     }
-}
+    template <bool Add>
+    __device__ __forceinline__ void store_all() {
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) store<Add>(part);
+        columns = columns_below = 0;
+    }
+};
 
 __device__ __forceinline__ void store_row_f32(const Output& output, int row, int first_column, int half,
                                               const float (&sum)[kN / 2]) {
@@ -171,37 +225,16 @@ __device__ __forceinline__ void store_row_f32(const Output& output, int row, int
     }
 }
 
-__device__ __forceinline__ void store_output(const Args& args, const Tile& tile, int warpgroup,
-                                             const float (&sum)[kN / 2]) {
-    const Output& output = args.outputs[tile.output];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int row = tile.row + 64 * warpgroup + accumulator_row() + 8 * half;
-        if (output.dtype == DType::f32)
-            store_row_f32(output, row, tile.column, half, sum);
-        else
-            store_row_bf16(output, row, tile.column, half, sum);
+// Leaves a tile in `held`, or stores it.
+__device__ __forceinline__ void finish_tile(const Output& output, int row, int column, const float (&sum)[kN / 2],
+                                            Held& held) {
+    if (output.dtype == DType::f32) {
+        held.columns = held.columns_below = 0;
+        store_row_f32(output, row, column, 0, sum), store_row_f32(output, row + 8, column, 1, sum);
+        return;
     }
-}
-
-// Rows of p or q, and the word to those that wait for them.
-__device__ __forceinline__ void store_low(const Args& args, const Tile& tile, int warpgroup,
-                                          const float (&sum)[kLow / 2]) {
-    const int row = tile.row + 64 * warpgroup + accumulator_row();
-#pragma unroll
-    for (int i = 0; i < kLow / 4; ++i) {
-        const int r = row + i % 2 * 8, column = tile.column + i / 2 * 8 + threadIdx.x % 4 * 2;
-        if (r < args.rows && column < args.width)
-            *reinterpret_cast<uint32_t*>(args.low + static_cast<int64_t>(r) * args.width + column) =
-                pack_bf16(sum[2 * i], sum[2 * i + 1]);
-    }
-    asm volatile("fence.proxy.async.global;" ::: "memory");
-    __threadfence();
-    named_sync<kWarpgroup>(1 + warpgroup);
-    if (threadIdx.x % kWarpgroup == 0) {
-        const int row_tiles = tiles_of(args.rows, kPair * kM) * kPair;
-        atomicAdd(args.ready + tile.column / kLow * row_tiles + tile.row_tile, 1);
-    }
+    held.take(output, row, column, sum);
+    if (output.add) held.store_all<true>();
 }
 
 #endif

@@ -23,8 +23,19 @@ int64_t lora_sm90_counters(int64_t rows, int64_t width);
 // p = x A^T,  y_i = x W_i^T + p B^T + bias_i; bias_i in bf16, or null
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
                        const LoraFactors& factors, const std::vector<DeviceOutRows>& y, void* p, Stream stream);
+
+// Gradients of factors that are to be made beside dx: those of A from x, those of B from p; null: none.
+struct LoraSides {
+    const DeviceRows *x = nullptr, *p = nullptr;
+};
+// What has been made of them, of each layer; empty: nothing.
+struct LoraSums {
+    DeviceScratch<float> da_memory, db_memory;
+    std::vector<LoraParts> da, db;
+};
 // q = dy B,  dx = sum dy_i W_i + q A
-void lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector<DeviceRows>& w, const LoraFactors& factors,
-                        void* q, const DeviceOutRows& dx, Stream stream);
+LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector<DeviceRows>& w,
+                            const LoraFactors& factors, void* q, const DeviceOutRows& dx, const LoraSides& sides,
+                            Stream stream);
 
 }  // namespace lc::kernels

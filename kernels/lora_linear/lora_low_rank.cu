@@ -15,7 +15,7 @@
 //          2 this: by its bytes 25 us, 0.9 of a copy.
 //          Tried: loads to registers, movmatrix instead of shared memory, one step ahead: half of a copy's rate.
 // SOURCE   arXiv 2106.09685.
-#include "kernels/common/cuda/mma.cuh"
+#include "kernels/common/cuda/cluster.cuh"
 #include "kernels/common/cuda/operand.cuh"
 #include "kernels/common/cuda/pack.cuh"
 #include "kernels/common/cuda/reduce.cuh"
@@ -39,6 +39,7 @@ struct FactorArgs {
 
 template <class T>
 __global__ void __launch_bounds__(kFactorThreads) factor_kernel(const __grid_constant__ FactorArgs f, T* to) {
+    next_kernel_may_start();
     const int64_t step = static_cast<int64_t>(gridDim.x) * kFactorThreads, of_a = f.width * f.in;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kFactorThreads + threadIdx.x;
     for (int64_t i = first; i < f.counters; i += step) f.zeros[i] = 0;
@@ -170,24 +171,25 @@ __global__ void __launch_bounds__(kThreads, 4) gradient_kernel(const __grid_cons
 
 struct TotalArgs {
     struct Total {
-        const float* parts;
-        int64_t ranks, columns, first_rank, rank;  // of parts; of the gradient within
+        LoraParts parts;
+        int64_t columns, rank;
         Operand gradient;
         bool transposed;
         float scale;
     } totals[2 * kMostAdapted];
-    int64_t slices = 0;
 };
 
 // The sum over slices, in order.
 __global__ void __launch_bounds__(kFactorThreads) total_kernel(const __grid_constant__ TotalArgs args) {
+    await_previous_kernel();
     const TotalArgs::Total& total = args.totals[blockIdx.y];
     const int64_t size = total.rank * total.columns, step = static_cast<int64_t>(gridDim.x) * kFactorThreads;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kFactorThreads + threadIdx.x; i < size; i += step) {
-        const float* part = total.parts + total.first_rank * total.columns + i;
+        const float* part = total.parts.data + total.parts.first_rank * total.columns + i;
         float sum = 0;
 #pragma unroll 8
-        for (int64_t slice = 0; slice < args.slices; ++slice) sum += part[slice * total.ranks * total.columns];
+        for (int64_t slice = 0; slice < total.parts.slices; ++slice)
+            sum += part[slice * total.parts.ranks * total.columns];
         const int64_t r = i / total.columns, c = i % total.columns;
         total.gradient.put(total.transposed ? c * total.rank + r : i, total.scale * sum);
     }
@@ -226,10 +228,17 @@ LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtyp
 void lora_gradients(const std::vector<LoraGradient>& gradients, int64_t rows, Stream stream) {
     JobArgs args{.rows = rows};
     TotalArgs totals;
-    std::vector<int> job_of;  // of each total
+    std::vector<int> job_of;  // of each total; -1: its parts are there
     int strips = 0;
     int64_t widest = 0;
     for (const LoraGradient& g : gradients) {
+        totals.totals[job_of.size()] = {g.parts,         g.z->columns, g.rank,
+                                        Operand(g.slot), g.transposed, static_cast<float>(g.scale)};
+        widest = std::max(widest, g.rank * g.z->columns);
+        if (g.parts.data) {
+            job_of.push_back(-1);
+            continue;
+        }
         const auto* low = static_cast<const __nv_bfloat16*>(g.low);
         const auto* z = g.z->as<__nv_bfloat16>();
         LC_CHECK(g.rank <= kLoraMostRank, "lora_linear: a gradient of {} ranks, at most {}", g.rank, kLoraMostRank);
@@ -241,35 +250,43 @@ void lora_gradients(const std::vector<LoraGradient>& gradients, int64_t rows, St
             last = &args.jobs[args.count - 1];
             strips += static_cast<int>(ceil_div(g.z->columns, kStrip));
         }
-        totals.totals[job_of.size()] = {
-            nullptr, 0, g.z->columns, last->ranks, g.rank, Operand(g.slot), g.transposed, static_cast<float>(g.scale)};
+        totals.totals[job_of.size()].parts.first_rank = last->ranks;
         last->ranks += ranks;
         job_of.push_back(args.count - 1);
-        widest = std::max(widest, g.rank * g.z->columns);
     }
-    if (args.count == 0) return;
-    const int64_t wanted = std::clamp<int64_t>(kBlocks / strips, 1, ceil_div(rows, kStepRows));
-    args.slice_rows = ceil_div(ceil_div(rows, wanted), kStepRows) * kStepRows;
-    args.slices = totals.slices = ceil_div(rows, args.slice_rows);
+    if (job_of.empty()) return;
+    const cudaStream_t queue = cuda::handle_of(stream);
     std::vector<DeviceScratch<float>> parts;
-    int64_t blocks = 0;
-    for (int i = 0; i < args.count; ++i) {
-        Job& job = args.jobs[i];
-        parts.emplace_back(args.slices * job.ranks * job.columns, stream);
-        job.parts = parts.back().data(), job.first_block = static_cast<int>(blocks);
-        blocks += args.slices * ceil_div(job.columns, kStrip);
+    if (args.count > 0) {
+        const int64_t wanted = std::clamp<int64_t>(kBlocks / strips, 1, ceil_div(rows, kStepRows));
+        args.slice_rows = ceil_div(ceil_div(rows, wanted), kStepRows) * kStepRows;
+        args.slices = ceil_div(rows, args.slice_rows);
+        int64_t blocks = 0;
+        for (int i = 0; i < args.count; ++i) {
+            Job& job = args.jobs[i];
+            parts.emplace_back(args.slices * job.ranks * job.columns, stream);
+            job.parts = parts.back().data(), job.first_block = static_cast<int>(blocks);
+            blocks += args.slices * ceil_div(job.columns, kStrip);
+        }
+        constexpr int kBytes = kStages * kStageBytes;
+        allow_shared_memory(gradient_kernel, kBytes);
+        gradient_kernel<<<grid_x(blocks), kThreads, kBytes, queue>>>(args);
+        LC_LAUNCHED("lora_linear", queue);
     }
     for (size_t i = 0; i < job_of.size(); ++i) {
+        if (job_of[i] < 0) continue;
         const Job& job = args.jobs[job_of[i]];
-        totals.totals[i].parts = job.parts, totals.totals[i].ranks = job.ranks;
+        LoraParts& total = totals.totals[i].parts;
+        total.data = job.parts, total.slices = args.slices, total.ranks = job.ranks;
     }
-    const cudaStream_t queue = cuda::handle_of(stream);
-    constexpr int kBytes = kStages * kStageBytes;
-    allow_shared_memory(gradient_kernel, kBytes);
-    gradient_kernel<<<grid_x(blocks), kThreads, kBytes, queue>>>(args);
-    LC_LAUNCHED("lora_linear", queue);
     const dim3 grid(grid_x(ceil_div(widest, kFactorThreads)), static_cast<unsigned>(job_of.size()));
-    total_kernel<<<grid, kFactorThreads, 0, queue>>>(totals);
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = dim3(kFactorThreads), config.stream = queue;
+    config.attrs = &early, config.numAttrs = 1;
+    LC_CUDA(cudaLaunchKernelEx(&config, total_kernel, totals));
     LC_LAUNCHED("lora_linear", queue);
 }
 

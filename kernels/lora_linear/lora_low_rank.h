@@ -33,6 +33,12 @@ LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtyp
 
 inline constexpr int kLoraMostRank = 64;  // of one gradient
 
+// Sums over slices of rows, [slices, ranks, columns]; those of one gradient from rank `first_rank` on.
+struct LoraParts {
+    const float* data = nullptr;
+    int64_t slices = 0, ranks = 0, first_rank = 0;
+};
+
 // gradient (+)= scale * low^T z, or its transpose: low [rows, ranks], z [rows, columns], both bf16 with rows on 16 bytes.
 struct LoraGradient {
     const void* low = nullptr;
@@ -41,6 +47,7 @@ struct LoraGradient {
     GradSlot slot;            // [rank, columns], or [columns, rank]
     bool transposed = false;  // the latter
     double scale = 1;
+    LoraParts parts;  // where they are there already: they are added, and low is not read
 };
 // All at once, in two launches; neighbours with one z and neighbouring columns of one `low` read z once for up to 64 ranks.
 void lora_gradients(const std::vector<LoraGradient>& gradients, int64_t rows, Stream stream);

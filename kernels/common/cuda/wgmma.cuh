@@ -114,6 +114,7 @@ __device__ __forceinline__ void fence_async_proxy() {
 #define LC_WGMMA_C4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define LC_WGMMA_C16(i) LC_WGMMA_C4(i), LC_WGMMA_C4(i + 4), LC_WGMMA_C4(i + 8), LC_WGMMA_C4(i + 12)
 #define LC_WGMMA_C32(i) LC_WGMMA_C16(i), LC_WGMMA_C16(i + 16)
+#define LC_WGMMA_D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define LC_WGMMA_D32                                                    \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, " \
     "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, " \
@@ -122,16 +123,26 @@ __device__ __forceinline__ void fence_async_proxy() {
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, " \
     "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
     "%58, %59, %60, %61, %62, %63"
-#define LC_WGMMA_D128 LC_WGMMA_D64 ", "                                 \
+#define LC_WGMMA_D96 LC_WGMMA_D64 ", "                                   \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, " \
     "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
-    "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, "    \
-    "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "      \
-    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, "      \
-    "%122, %123, %124, %125, %126, %127"
+    "%90, %91, %92, %93, %94, %95"
+#define LC_WGMMA_D128 LC_WGMMA_D96 ", "                                  \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, "    \
+    "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "      \
+    "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 // clang-format on
 
-// C [64,64], [64,128] or [64,256] (A K-major) (+)= A B, both from shared memory.
+// C [64,32], [64,64], [64,128], [64,192] or [64,256] (A K-major) (+)= A B, both from shared memory.
+template <Major B, Major A = Major::K>
+__device__ __forceinline__ void wgmma_ss(float (&c)[16], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" LC_WGMMA_D16 "}, %16, %17, p, 1, 1, %19, %20;\n}"
+        : LC_WGMMA_C16(0)
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
+          "n"(B == Major::MN ? 1 : 0));
+}
 template <Major B, Major A = Major::K>
 __device__ __forceinline__ void wgmma_ss(float (&c)[32], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
     asm volatile(
@@ -147,6 +158,15 @@ __device__ __forceinline__ void wgmma_ss(float (&c)[64], WgmmaDescriptor a, Wgmm
         "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" LC_WGMMA_D64 "}, %64, %65, p, 1, 1, %67, %68;\n}"
         : LC_WGMMA_C32(0), LC_WGMMA_C32(32)
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
+          "n"(B == Major::MN ? 1 : 0));
+}
+template <Major B, Major A = Major::K>
+__device__ __forceinline__ void wgmma_ss(float (&c)[96], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" LC_WGMMA_D96 "}, %96, %97, p, 1, 1, %99, %100;\n}"
+        : LC_WGMMA_C32(0), LC_WGMMA_C32(32), LC_WGMMA_C32(64)
         : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
           "n"(B == Major::MN ? 1 : 0));
 }
@@ -180,8 +200,10 @@ __device__ __forceinline__ void wgmma_rs(float (&c)[64], const FragmentA& a, Wgm
           "n"(B == Major::MN ? 1 : 0));
 }
 #undef LC_WGMMA_D128
+#undef LC_WGMMA_D96
 #undef LC_WGMMA_D64
 #undef LC_WGMMA_D32
+#undef LC_WGMMA_D16
 #undef LC_WGMMA_C32
 #undef LC_WGMMA_C16
 #undef LC_WGMMA_C4
