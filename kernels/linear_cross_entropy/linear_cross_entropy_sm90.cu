@@ -19,16 +19,16 @@
 // COST     2 N D V FLOPs for e and as many for dhidden; beside the operands 2 + 2 bytes a logit, and 12 bytes an element of dhidden.
 //          Without dhidden no logit leaves the multiprocessor. One exponential a logit, 16 a clock and multiprocessor: 3 % of the first
 //          product where nothing hides them.
-// NUMERICS logits are f32 accumulators; exponentials to 2^-22, sums in f32 within a tile and in f64 over tiles. Shares are rounded to
-//          bf16 as operands, as dlogits would be; the label's, which may cancel with 1, is not. 2^100 max |W| stays far below
-//          the end of f32. A NaN logit, or an infinite one, makes its row's nll and dhidden NaN. Rows of a chunk that is done again may differ
-//          in their last bits from what they are in another.
+// NUMERICS logits are f32 accumulators; exponentials by exp2f, 2^-22; sums in f32 within a tile and in f64 over tiles. Shares are
+//          rounded to bf16 as operands, as dlogits would be; the label's, which may cancel with 1, is not. 2^100 max |W| stays
+//          far below the end of f32. A NaN logit, or one of +inf, makes its row's nll and dhidden NaN. Rows of a chunk that is
+//          done again may differ in their last bits from what they are in another.
 // LADDER   1 f32 logits in memory, 15 to 19 % over the two products: linear_cross_entropy.cu.
-//          2 this, meant for 4 %: 2 % (H200, 8192 rows, D = 4096, V = 128256: 25.1 ms; the products alone, 8192 rows at once with bf16
-//            results, 12.4 + 12.2; before 29.2 in the same run). nll alone 12.5 ms, before 14.9.
-//            Exponentials are 0.1 ms of that. A warpgroup two steps ahead of the other, so that one stores while the other
-//            multiplies, changed nothing: they drift apart by themselves.
-//          What remains: the second product is 3 % slower in chunks of 2048 rows than at once.
+//          2 this, meant for 4 %: 2 to 4 % (H200, 8192 rows, D = 4096, V = 128256: 25.1 to 25.6 ms where the products alone,
+//            8192 rows at once with bf16 results, take 12.4 + 12.2; before 29.1). nll alone 12.6 ms, before 14.9.
+//            Exponentials are 0.1 ms of that, by exp2f or by ex2.approx alone. A warpgroup two steps ahead of the other, so that one
+//            stores while the other multiplies, changed nothing.
+//          What remains: the second product is 3 % slower in chunks of 2048 rows and with f32 results than at once.
 // SOURCE   arXiv 2411.09009 keeps logits on the chip too, and makes them twice; PTX ISA, "wgmma.mma_async", "cp.async.bulk.tensor".
 #include "kernels/linear_cross_entropy/linear_cross_entropy_sm90.h"
 

@@ -1,4 +1,5 @@
-// What products on pairs of blocks share (sm_90a): a cluster of two whose blocks fetch operands for each other, and results stored from registers.
+// What products on pairs of blocks share (sm_90a): clusters of two whose blocks fetch operands for each other, and results that are
+// stored from registers.
 #pragma once
 #include "kernels/common/cuda/roles.cuh"
 
