@@ -1,5 +1,6 @@
 // The kernel of frozen_linear_sm90.cu, which says what it does.
 #pragma once
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/pack.cuh"
 #include "kernels/common/cuda/roles.cuh"
 #include "kernels/frozen_linear/frozen_linear.h"
@@ -81,14 +82,6 @@ __device__ __forceinline__ void copy_panels(unsigned char* to_shared, const CUte
         "[%5];" ::"r"(shared_address(to_shared)),
         "l"(&map), "r"(0), "r"(row), "r"(panel), "r"(shared_address(&full.state))
         : "memory");
-}
-
-// What this kernel reads may come from the one before it in the stream; it may have begun before that ended.
-__device__ __forceinline__ void wait_for_predecessor() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void let_successor_begin() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // One thread: a few copies a stage.
@@ -335,7 +328,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) stream_kernel(const __grid_con
     extern __shared__ unsigned char unaligned[];
     __shared__ Barrier full[S::kStages], free[S::kStages];
     unsigned char* shared = reinterpret_cast<unsigned char*>(aligned_shared(unaligned));
-    let_successor_begin();
+    start_successor();
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::kStages; ++s) full[s].init(1), free[s].init(S::kGroup * kWarp);
         fence_barriers();
@@ -383,15 +376,7 @@ inline CUtensorMap panel_map(const void* data, int width, int64_t rows, int64_t 
 
 template <class S>
 void launch_stream(const StreamArgs& a, cudaStream_t queue) {
-    allow_shared_memory(stream_kernel<S>, S::kBytes);
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(std::min(a.tiles, multiprocessors())));
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kBytes, config.stream = queue, config.attrs = &early, config.numAttrs = 1;
-    LC_CUDA(cudaLaunchKernelEx(&config, stream_kernel<S>, a));
+    launch_early(stream_kernel<S>, {std::min(a.tiles, multiprocessors()), S::kThreads, S::kBytes}, queue, a);
 }
 
 }  // namespace lc::kernels

@@ -1,6 +1,6 @@
 // What the GPU's dense forms of a decode step have in common: their arguments, and how threads share rows.
 #pragma once
-#include "kernels/common/cuda/launch.h"
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/pack.cuh"
 #include "kernels/common/cuda/reduce.cuh"
 #include "kernels/feature_map/feature_map.h"
@@ -70,31 +70,12 @@ __device__ __forceinline__ void store_four(__nv_bfloat16* to, float4 four) {
 // The case that models run: w, ring slots, F, F'.
 inline constexpr int kStepWindow = 64, kStepSlots = 2 * kStepWindow, kStepMap = 64, kStepFeatures = 2 * kStepMap;
 
-// A launch that, if `early`, need not wait for the end of the kernel before it: where that one says start_successor() in all of its
-// blocks. The new one calls wait_for_predecessor() before it touches what others write. For code of compute capability 9.0 only.
 template <class... Parameters>
 void launch(bool early, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
             cudaStream_t queue, const Parameters&... arguments) {
-    allow_shared_memory(kernel, shared_bytes);
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(grid_x(blocks)), config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = queue;
-    config.attrs = &overlap, config.numAttrs = early ? 1 : 0;
-    LC_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
+    launch_early(kernel, {.blocks = blocks, .threads = threads, .shared_bytes = shared_bytes, .early = early}, queue,
+                 arguments...);
     LC_LAUNCHED("hybrid_decode", queue);
-}
-__device__ __forceinline__ void wait_for_predecessor() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void start_successor() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 inline int64_t multiprocessors_of(Device device) {

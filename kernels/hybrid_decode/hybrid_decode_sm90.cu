@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kBlock, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(128) unsigned char memory[];
     auto& shared = *reinterpret_cast<Shared<D, Heads>*>(memory);
+    start_successor();
     if (threadIdx.x == 0) {
         for (int i = 0; i < kSlots; ++i)
             reinterpret_cast<Barrier&>(shared.full[i]).init(1),

@@ -17,7 +17,9 @@
 // SOURCE   arXiv 2104.09864.
 #include <optional>
 
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/elementwise.cuh"
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/common/cuda/operand.cuh"
 #include "kernels/rope/rope.h"
 
@@ -55,6 +57,7 @@ __device__ __forceinline__ int64_t start_row(int64_t position, int64_t length, i
 
 template <class T, bool kSequences>
 __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ HeadArgs a) {
+    if constexpr (kSequences) start_successor(), wait_for_predecessor();
     const int item = blockIdx.x * kThreads + threadIdx.x;
     if (item >= a.items) return;
     const int run = item % a.runs, first_head = item / a.runs % a.spread, token = item / a.runs / a.spread;
@@ -117,11 +120,14 @@ bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& 
     a.heads = static_cast<int>(x.size(1)), a.positions = static_cast<int>(x.size(2));
     a.runs = static_cast<int>(runs), a.spread = static_cast<int>(spread), a.items = static_cast<int>(items);
     a.rotation = {direction};
+    const bool early = hopper_applies({});  // of a decode step: beside the end of the product that x comes from
     const cudaStream_t queue = cuda::handle_of(stream);
     dispatch_cuda(x.dtype, "rope", [&](auto type) {
         dispatch_bool(static_cast<bool>(positions), [&](auto sequences) {
             using T = typename decltype(type)::type;
-            head_kernel<T, sequences()><<<grid_x(ceil_div(items, kThreads)), kThreads, 0, queue>>>(a);
+            launch_early(head_kernel<T, sequences()>,
+                         {.blocks = ceil_div(items, kThreads), .threads = kThreads, .early = sequences() && early},
+                         queue, a);
         });
     });
     LC_LAUNCHED("rope", queue);
