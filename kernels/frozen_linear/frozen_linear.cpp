@@ -128,6 +128,33 @@ void multiply(const FrozenLinear& a, FrozenInput& rows, const FrozenMatrix& m, c
     linear_forward({.x = x, .w = w.view, .b = m.b, .residual = residual, .y = y}, stream);
 }
 
+// `next` begins where the first `size` numbers of `axis` of `first` end, in the same tensor and as it is.
+bool follows(const TensorView& next, const TensorView& first, int axis, int64_t size) {
+    if (next.base != first.base || next.layout.offset != first.layout.offset + size * first.stride(axis)) return false;
+    for (int i = 0; i < first.rank(); ++i)
+        if (next.stride(i) != first.stride(i)) return false;
+    return true;
+}
+
+// The matrices as one, where they lie behind one another and so do the columns of their results.
+struct Joined {
+    FrozenMatrix matrix;
+    TensorView y;
+};
+std::optional<Joined> joined(const FrozenLinear& a) {
+    if (a.code != WeightCode::none || a.y.size() < 2) return std::nullopt;
+    Joined all{a.matrices[0], a.y[0]};
+    int64_t& rows = all.matrix.w.layout.shape[0];
+    for (size_t j = 0; j < a.y.size(); ++j) {
+        const FrozenMatrix& m = a.matrices[j];
+        if (m.b) return std::nullopt;
+        if (j == 0) continue;
+        if (!follows(m.w, all.matrix.w, 0, rows) || !follows(a.y[j], all.y, -1, rows)) return std::nullopt;
+        rows += m.w.size(0), all.y.layout.shape[-1] = rows;
+    }
+    return all;
+}
+
 }  // namespace
 
 void frozen_linear_by_parts(const FrozenLinear& a, Stream stream) {
@@ -147,6 +174,7 @@ void frozen_linear_by_parts(const FrozenLinear& a, Stream stream) {
     }
     FrozenInput rows(a, x, stream);
     if (!a.gated) {
+        if (const std::optional<Joined> all = joined(a)) return multiply(a, rows, all->matrix, {}, all->y, stream);
         for (size_t j = 0; j < a.y.size(); ++j) multiply(a, rows, a.matrices[j], a.residual, a.y[j], stream);
         return;
     }

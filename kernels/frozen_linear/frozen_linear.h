@@ -8,8 +8,8 @@
 // With coded rows n becomes codes too, a scale a row, as weight_code makes them of a matrix: products of many rows then run at the speed
 // of eight bits where gemm takes codes, and are those of the decoded numbers elsewhere.
 //
-// On sm_90a few rows of bf16 (streamed_rows) take a kernel that streams the weights: there the bits of a row of y depend on neither the
-// other rows nor their number.
+// On sm_90a few rows of bf16 (streamed_rows) take a kernel that streams the weights, and more of them (kWideRows) one that streams dense
+// weights through larger products: in each of the two the bits of a row of y depend on neither the other rows nor their number.
 #pragma once
 #include <span>
 
@@ -39,16 +39,18 @@ struct FrozenLinear {
 void frozen_linear(const FrozenLinear& args, Stream stream);
 void frozen_linear_cuda(const FrozenLinear& args, Stream stream);
 
-// Most rows of x that the streaming kernel takes.
+// Most rows of x that the streaming kernel takes, and the one for more rows of x.
 constexpr int64_t streamed_rows(WeightCode code) {
     return code == WeightCode::none ? 16 : 32;
 }
+inline constexpr int64_t kWideRows = 64;
 // u = codes [rows,In] times codes of m, with their scales, b and residual added, by one product of codes; false, and nothing done, where
 // gemm does not take these.
 bool multiply_codes_cuda(const TensorView& codes, const TensorView& scale, const FrozenMatrix& m,
                          const TensorView& residual, const TensorView& y, Stream stream);
-// Where the streaming kernel applies; false, and nothing done, where it does not.
+// Where these kernels apply; false, and nothing done, where they do not.
 bool frozen_linear_stream(const FrozenLinear& args, Stream stream);
+bool frozen_linear_wide(const FrozenLinear& args, Stream stream);
 // The ops one after the other, a coded matrix decoded into workspace: any device, dtype and shape.
 void frozen_linear_by_parts(const FrozenLinear& args, Stream stream);
 

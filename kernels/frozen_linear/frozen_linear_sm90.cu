@@ -30,13 +30,12 @@
 // SOURCE   PTX ISA, "cp.async.bulk", "griddepcontrol".
 #include <algorithm>
 #include <limits>
-#include <optional>
 
 #include "core/profile.h"
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/common/cuda/launch.h"
 #include "kernels/common/rows.h"
-#include "kernels/frozen_linear/frozen_linear_stream.cuh"
+#include "kernels/frozen_linear/frozen_linear_described.cuh"
 
 namespace lc::kernels {
 namespace {
@@ -56,13 +55,6 @@ bool is_vector(const TensorView& view) {
     return !view || view.size(0) <= 1 || view.stride(0) == 1;
 }
 
-// What of the arguments does not depend on the size of a tile; tensor maps do.
-struct Described {
-    StreamArgs args;
-    const void *w[3] = {}, *x = nullptr;
-    int64_t stride[3] = {}, ld_x = 0;
-};
-
 // False where the kernel cannot read or write matrix j.
 bool describe(const FrozenLinear& a, size_t j, Described& out) {
     const FrozenMatrix& m = a.matrices[j];
@@ -81,10 +73,12 @@ bool describe(const FrozenLinear& a, size_t j, Described& out) {
     return true;
 }
 
-std::optional<Described> describe(const FrozenLinear& a) {
+}  // namespace
+
+std::optional<Described> describe_frozen(const FrozenLinear& a, int64_t most_rows) {
     const int64_t rows = row_count(a.x.shape()), columns = a.x.size(-1);
     const int64_t panel = a.code == WeightCode::none ? kPanel / 2 : kPanel;
-    if (a.x.dtype != DType::bf16 || rows > streamed_rows(a.code) || columns % panel != 0 || columns > kMostRows ||
+    if (a.x.dtype != DType::bf16 || rows > most_rows || columns % panel != 0 || columns > kMostRows ||
         !hopper_applies({}))
         return std::nullopt;
     if (a.norm_weight && (a.norm_weight.dtype != DType::bf16 || !is_vector(a.norm_weight))) return std::nullopt;
@@ -106,8 +100,7 @@ std::optional<Described> describe(const FrozenLinear& a) {
     return out;
 }
 
-// Numbers the tiles of `rows` rows.
-void divide(StreamArgs& a, bool gated, int rows) {
+void number_tiles(StreamArgs& a, bool gated, int rows) {
     if (gated) {
         a.tiles = static_cast<int>(ceil_div(a.matrix[0].rows, rows / 2));
         return;
@@ -119,9 +112,11 @@ void divide(StreamArgs& a, bool gated, int rows) {
     }
 }
 
+namespace {
+
 // Rows that the busiest SM takes.
 int64_t longest_share(StreamArgs a, int rows) {
-    divide(a, false, rows);
+    number_tiles(a, false, rows);
     return ceil_div(a.tiles, multiprocessors()) * rows;
 }
 
@@ -129,7 +124,7 @@ template <WeightCode Code, int RowTiles, int BatchTiles, bool Gated>
 void launch(const Described& d, cudaStream_t queue) {
     using S = StreamTraits<Code, RowTiles, BatchTiles, Gated>;
     StreamArgs a = d.args;
-    divide(a, Gated, S::kRows);
+    number_tiles(a, Gated, S::kRows);
     for (int j = 0; j < a.matrices; ++j)
         a.matrix[j].map = panel_map(d.w[j], S::kWidth, a.matrix[j].rows, a.columns, d.stride[j], S::kBox, kPanels);
     a.x = panel_map(d.x, 2, a.batch, a.columns, d.ld_x * 2, S::kBatch, S::kInputPanels);
@@ -154,7 +149,7 @@ void launch_batch(const Described& d, bool gated, cudaStream_t queue) {
 }  // namespace
 
 bool frozen_linear_stream(const FrozenLinear& args, Stream stream) {
-    const std::optional<Described> d = describe(args);
+    const std::optional<Described> d = describe_frozen(args, streamed_rows(args.code));
     if (!d) return false;
     const cudaStream_t queue = cuda::handle_of(stream);
     switch (args.code) {

@@ -31,38 +31,44 @@ struct Held {
     kernels::FrozenMatrix matrix() const { return {.w = w.view(), .scale = scale.view(), .b = {}}; }
 };
 
-TEST_F(FrozenLinearOnGpu, ARowHasTheSameBitsAmongAnyNumber) {
-    constexpr int64_t kIn = 1152;
-    for (const WeightCode code : kCodes)
-        for (const bool gated : {false, true}) {
-            const int64_t most = kernels::streamed_rows(code);
-            const Tensor x = normal_tensor({most, kIn}, 1, Random(1, 0), DType::bf16, kGpu);
-            const Tensor norm = normal_tensor({kIn}, 1, Random(2, 0), DType::bf16, kGpu);
-            const Held first(200, kIn, code, 3), second(200, kIn, code, 4);
-            const std::vector<kernels::FrozenMatrix> matrices = {first.matrix(), second.matrix()};
-            std::vector<float> alone;
-            for (const int64_t rows : {int64_t{1}, int64_t{2}, int64_t{8}, int64_t{9}, most}) {
-                std::vector<Tensor> y(gated ? 1 : 2);
-                std::vector<TensorView> views;
-                for (Tensor& result : y) {
-                    result = Tensor::empty({rows, 200}, DType::bf16, kGpu);
-                    views.push_back(result.view());
-                }
-                const Tensor input = x.sliced(0, 0, rows);
-                const kernels::FrozenLinear args{.x = input.view(),
-                                                 .norm_weight = norm.view(),
-                                                 .matrices = matrices,
-                                                 .residual = {},
-                                                 .y = views,
-                                                 .code = code,
-                                                 .gated = gated};
-                if (!kernels::frozen_linear_stream(args, current_stream(kGpu)))
-                    GTEST_SKIP() << "the streaming kernel is for compute capability 9.0";
-                const std::vector<float> row = y.back().sliced(0, 0, 1).contiguous().to_vector<float>();
-                if (alone.empty()) alone = row;
-                EXPECT_EQ(row, alone) << rows << " rows, " << name_of(code);
-            }
+using Kernel = bool (*)(const kernels::FrozenLinear&, Stream);
+
+// Row 0 of x in products with each of these numbers of rows.
+void expect_same_bits(Kernel kernel, WeightCode code, bool gated, const std::vector<int64_t>& numbers) {
+    constexpr int64_t kIn = 1152, kOut = 200;
+    const Tensor x = normal_tensor({numbers.back(), kIn}, 1, Random(1, 0), DType::bf16, kGpu);
+    const Tensor norm = normal_tensor({kIn}, 1, Random(2, 0), DType::bf16, kGpu);
+    const Held first(kOut, kIn, code, 3), second(kOut, kIn, code, 4);
+    const std::vector<kernels::FrozenMatrix> matrices = {first.matrix(), second.matrix()};
+    std::vector<float> alone;
+    for (const int64_t rows : numbers) {
+        std::vector<Tensor> y(gated ? 1 : 2);
+        std::vector<TensorView> views;
+        for (Tensor& result : y) {
+            result = Tensor::empty({rows, kOut}, DType::bf16, kGpu);
+            views.push_back(result.view());
         }
+        const Tensor input = x.sliced(0, 0, rows);
+        const kernels::FrozenLinear args{.x = input.view(),
+                                         .norm_weight = norm.view(),
+                                         .matrices = matrices,
+                                         .residual = {},
+                                         .y = views,
+                                         .code = code,
+                                         .gated = gated};
+        if (!kernel(args, current_stream(kGpu))) GTEST_SKIP() << "the kernel is for compute capability 9.0";
+        const std::vector<float> row = y.back().sliced(0, 0, 1).contiguous().to_vector<float>();
+        if (alone.empty()) alone = row;
+        EXPECT_EQ(row, alone) << rows << " rows, " << name_of(code);
+    }
+}
+
+TEST_F(FrozenLinearOnGpu, ARowHasTheSameBitsAmongAnyNumber) {
+    for (const bool gated : {false, true}) {
+        for (const WeightCode code : kCodes)
+            expect_same_bits(kernels::frozen_linear_stream, code, gated, {1, 2, 8, 9, kernels::streamed_rows(code)});
+        expect_same_bits(kernels::frozen_linear_wide, WeightCode::none, gated, {1, 17, 40, kernels::kWideRows});
+    }
 }
 
 // Wide enough for the streaming kernel, which takes whole panels.

@@ -1,5 +1,7 @@
 #include "kernels/frozen_linear/frozen_linear.h"
 
+#include <numeric>
+
 #include "tests/ops/op_case.h"
 
 namespace lc::testing {
@@ -13,6 +15,7 @@ struct Options {
     std::vector<int64_t> out = {48};
     WeightCode code = WeightCode::none;
     bool code_rows = false, norm = false, gated = false, bias = false, residual = false;
+    bool joined = false;  // matrices lie behind one another, and so do the columns of results
     double offset = 0;
 };
 
@@ -35,9 +38,18 @@ Tensors multiply(const Options& o, const Tensor& x, const Tensor& norm, const Te
     for (const Held& h : held) matrices.push_back(h.matrix());
     Tensors y;
     std::vector<TensorView> views;
-    for (size_t j = 0; j < (o.gated ? 1 : held.size()); ++j) {
-        y.push_back(Tensor::empty({o.rows, o.out[j]}, x.dtype(), x.device()));
+    const int64_t columns = std::accumulate(o.out.begin(), o.out.end(), int64_t{0});
+    const auto of_size = [&](const Shape& shape) { return Tensor::empty(shape, x.dtype(), x.device()); };
+    const Tensor all_w = o.joined ? of_size({columns, o.in}) : Tensor();
+    const Tensor all_y = o.joined ? of_size({o.rows, columns}) : Tensor();
+    int64_t first = 0;
+    for (size_t j = 0; j < (o.gated ? 1 : held.size()); first += o.out[j++]) {
+        y.push_back(o.joined ? all_y.sliced(1, first, o.out[j]) : of_size({o.rows, o.out[j]}));
         views.push_back(y.back().view());
+        if (!o.joined) continue;
+        Tensor w = all_w.sliced(0, first, o.out[j]);
+        w.copy_from(held[j].w);
+        matrices[j].w = w.view();
     }
     kernels::frozen_linear({.x = x.view(),
                             .norm_weight = norm.view(),
@@ -116,6 +128,11 @@ LC_OP_CASES(frozen_linear) {
             add(make(fmt::format("rows{}", rows),
                      {.rows = rows, .in = 640, .out = {48}, .code = code, .norm = rows % 2 == 0, .offset = 1}));
     }
+    add(make("wide_three", {.rows = 40, .in = 1152, .out = {144, 32, 16}, .norm = true, .bias = true}));
+    add(make("wide_gated", {.rows = 64, .in = 384, .out = {80, 80}, .norm = true, .gated = true, .residual = true}));
+    for (const int64_t rows : {1, 24, 70})
+        add(make(fmt::format("joined_rows{}", rows),
+                 {.rows = rows, .in = 128, .out = {64, 32, 32}, .norm = true, .joined = true}));
     // Rows become codes as well. No norm: what an ulp makes of a code is not rounding.
     const Options coded{.code = WeightCode::fp8, .code_rows = true};
     const auto add_coded = [&](const char* name, int64_t rows, int64_t in, std::vector<int64_t> out, auto change) {
