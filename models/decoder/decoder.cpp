@@ -39,6 +39,15 @@ std::array<Tensor, 3> project_together(const Tensor& x, const std::array<const P
     return results;
 }
 
+bool is_adapted(const DecoderLayer& layer) {
+    return layer.q.lora_a.defined() || layer.k.lora_a.defined() || layer.v.lora_a.defined();
+}
+
+// q, k and v of rows [q | k | v].
+std::array<Tensor, 3> parts_of(const Tensor& all, int64_t q, int64_t kv) {
+    return {slice(all, 2, 0, q), slice(all, 2, q, kv), slice(all, 2, q + kv, kv)};
+}
+
 }  // namespace
 
 kernels::LinearizedSpec effective_spec(const AttentionSpec& spec, Terms terms) {
@@ -87,9 +96,18 @@ Qkv Decoder::project(int64_t index, const Tensor& h, int64_t position) const {
     return {rope(x.q, rope_cos_, rope_sin_, position), rope(x.k, rope_cos_, rope_sin_, position), x.v};
 }
 
+// Where q, k and v come from one product, q and k turn as the heads of one tensor.
 Qkv Decoder::project(int64_t index, const Tensor& h, const Tensor& positions) const {
-    const Qkv x = project_only(index, h);
-    return {rope(x.q, rope_cos_, rope_sin_, positions), rope(x.k, rope_cos_, rope_sin_, positions), x.v};
+    const DecoderLayer& layer = checked_layer(index);
+    if (layer.q_norm.defined() || is_adapted(layer) || !reads_frozen(h, layer.q.weight, h.numel())) {
+        const Qkv x = project_only(index, h);
+        return {rope(x.q, rope_cos_, rope_sin_, positions), rope(x.k, rope_cos_, rope_sin_, positions), x.v};
+    }
+    const int64_t q = config_.num_heads, kv = config_.num_kv_heads;
+    const Tensor rows = reshape(frozen_qkv(layer, h), {h.size(0), h.size(1), q + 2 * kv, config_.head_dim});
+    const Tensor heads = permute(rows, {0, 2, 1, 3});
+    const Tensor turned = rope(slice(heads, 1, 0, q + kv), rope_cos_, rope_sin_, positions);
+    return {slice(turned, 1, 0, q), slice(turned, 1, q, kv), slice(heads, 1, q + kv, kv)};
 }
 
 Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
@@ -97,9 +115,8 @@ Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
     LC_CHECK(h.rank() == 3 && h.size(2) == config_.hidden_size, "decoder: h must be [B,T,{}], got {}",
              config_.hidden_size, h.shape());
     const int64_t batch = h.size(0), length = h.size(1), d = config_.head_dim;
-    const bool adapted = layer.q.lora_a.defined() || layer.k.lora_a.defined() || layer.v.lora_a.defined();
-    const auto [q, k, v] = !adapted && reads_frozen(h, layer.q.weight)
-                               ? frozen_qkv(layer, h)
+    const auto [q, k, v] = !is_adapted(layer) && reads_frozen(h, layer.q.weight)
+                               ? parts_of(frozen_qkv(layer, h), config_.num_heads * d, config_.num_kv_heads * d)
                                : project_together(norm(h, layer.input_norm), {&layer.q, &layer.k, &layer.v});
     const auto heads = [&](const Tensor& projected, int64_t count, const Tensor& head_norm) {
         Tensor rows = reshape(projected, {batch, length, count, d});

@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "autograd/ops/hybrid_attention.h"
-#include "kernels/weight_code/weight_code.h"
+#include "kernels/frozen_linear/frozen_linear.h"
 #include "models/attention/attention_spec.h"
 #include "models/decoder/config.h"
 #include "models/placement.h"
@@ -192,6 +192,9 @@ class Decoder {
     Decoder(const DecoderConfig& config, LayerRange layers, const Placement& placement);
     void make_rope_table();
     std::vector<WeightSlot> weight_slots();  // of the base model, in a fixed order
+    // Room for these weights, frozen. Those of q, k and v of a layer lie behind one another, so that one product can serve all three
+    // (kernels/frozen_linear).
+    void make_room(std::span<const WeightSlot> slots);
     // Slots of what is read at a time: everything, or, where the weights become codes, a layer. `read` fills them.
     void read_slots(const std::function<void(std::span<const WeightSlot>)>& read);
     std::string layer_name(int64_t layer) const { return fmt::format("model.layers.{}.", first_layer_ + layer); }
@@ -211,10 +214,12 @@ class Decoder {
     struct FrozenWeight {
         const Tensor &weight, &scale, &bias;
     };
-    bool reads_frozen(const Tensor& x, const Tensor& weight) const;
+    bool reads_frozen(const Tensor& x, const Tensor& weight, int64_t most_rows = kernels::kWideRows) const;
     std::vector<Tensor> frozen_products(const Tensor& x, const Norm* norm, const std::vector<FrozenWeight>& weights,
                                         const Tensor& residual = {}, bool gated = false) const;
-    std::array<Tensor, 3> frozen_qkv(const DecoderLayer& layer, const Tensor& h) const;
+    void multiply_frozen(const Tensor& x, const Norm* norm, const std::vector<FrozenWeight>& weights,
+                         const std::vector<Tensor>& results, const Tensor& residual = {}, bool gated = false) const;
+    Tensor frozen_qkv(const DecoderLayer& layer, const Tensor& h) const;  // [B,T,(H+2 H_kv) D]: q, k and v of each row
     Tensor frozen_finish(const DecoderLayer& layer, const Tensor& h, const Tensor& rows) const;
     void encode(Tensor& weight, Tensor& scale) const;
     void encode_mlp(DecoderLayer& layer) const;

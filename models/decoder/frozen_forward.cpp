@@ -4,36 +4,41 @@
 #include "autograd/node.h"
 #include "autograd/ops/gelu.h"
 #include "kernels/common/rows.h"
-#include "kernels/frozen_linear/frozen_linear.h"
 #include "models/decoder/decoder.h"
 
 namespace lc::models {
 
-bool Decoder::reads_frozen(const Tensor& x, const Tensor& weight) const {
+bool Decoder::reads_frozen(const Tensor& x, const Tensor& weight, int64_t most_rows) const {
     if (weight.dtype() == DType::u8) {
         LC_CHECK(!should_record({&x}), "decoder: weights in eight bits give no gradients");
         return true;
     }
     return x.device().is_cuda() && x.dtype() == DType::bf16 && weight.dtype() == DType::bf16 &&
-           kernels::row_count(x.shape()) <= kernels::streamed_rows(WeightCode::none) && !should_record({&x, &weight});
+           kernels::row_count(x.shape()) <= most_rows && !should_record({&x, &weight});
 }
 
 std::vector<Tensor> Decoder::frozen_products(const Tensor& x, const Norm* norm,
                                              const std::vector<FrozenWeight>& weights, const Tensor& residual,
                                              bool gated) const {
-    const bool fused = norm && config_.block.norm == io::NormKind::rms;
-    const Tensor input = norm && !fused ? this->norm(x, *norm) : x;
-    std::vector<kernels::FrozenMatrix> matrices;
     std::vector<Tensor> results;
-    std::vector<TensorView> y;
     for (const FrozenWeight& w : weights) {
-        matrices.push_back({w.weight.view(), w.scale.view(), w.bias.view()});
         if (gated && !results.empty()) continue;
         Shape shape = x.shape();
         shape[-1] = w.weight.size(0);
         results.push_back(Tensor::empty(shape, x.dtype(), x.device()));
-        y.push_back(results.back().view());
     }
+    multiply_frozen(x, norm, weights, results, residual, gated);
+    return results;
+}
+
+void Decoder::multiply_frozen(const Tensor& x, const Norm* norm, const std::vector<FrozenWeight>& weights,
+                              const std::vector<Tensor>& results, const Tensor& residual, bool gated) const {
+    const bool fused = norm && config_.block.norm == io::NormKind::rms;
+    const Tensor input = norm && !fused ? this->norm(x, *norm) : x;
+    std::vector<kernels::FrozenMatrix> matrices;
+    std::vector<TensorView> y;
+    for (const FrozenWeight& w : weights) matrices.push_back({w.weight.view(), w.scale.view(), w.bias.view()});
+    for (const Tensor& result : results) y.push_back(result.view());
     const bool coded = weights[0].weight.dtype() == DType::u8;
     kernels::frozen_linear({.x = input.view(),
                             .norm_weight = fused ? norm->weight.view() : TensorView{},
@@ -46,14 +51,24 @@ std::vector<Tensor> Decoder::frozen_products(const Tensor& x, const Norm* norm,
                             .norm_eps = config_.norm_eps,
                             .norm_offset = config_.block.norm_offset},
                            current_stream(x.device()));
-    return results;
 }
 
-std::array<Tensor, 3> Decoder::frozen_qkv(const DecoderLayer& layer, const Tensor& h) const {
+Tensor Decoder::frozen_qkv(const DecoderLayer& layer, const Tensor& h) const {
+    const std::array<const Projection*, 3> projections{&layer.q, &layer.k, &layer.v};
+    Shape shape = h.shape();
+    shape[-1] = 0;
+    for (const Projection* p : projections) shape[-1] += p->weight.size(0);
+    const Tensor all = Tensor::empty(shape, h.dtype(), h.device());
     std::vector<FrozenWeight> weights;
-    for (const Projection* p : {&layer.q, &layer.k, &layer.v}) weights.push_back({p->weight, p->scale, p->bias});
-    const std::vector<Tensor> y = frozen_products(h, &layer.input_norm, weights);
-    return {y[0], y[1], y[2]};
+    std::vector<Tensor> y;
+    int64_t first = 0;
+    for (const Projection* p : projections) {
+        weights.push_back({p->weight, p->scale, p->bias});
+        y.push_back(all.sliced(-1, first, p->weight.size(0)));
+        first += p->weight.size(0);
+    }
+    multiply_frozen(h, &layer.input_norm, weights, y);
+    return all;
 }
 
 Tensor Decoder::frozen_finish(const DecoderLayer& layer, const Tensor& h, const Tensor& rows) const {

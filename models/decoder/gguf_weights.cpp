@@ -59,11 +59,12 @@ Decoder Decoder::load_gguf(const io::GgufFile& file, const LoadOptions& options)
     decoder.make_rope_table();
     decoder.weight_code_ = options.weight_code;
     decoder.read_slots([&](std::span<const WeightSlot> slots) {
+        decoder.make_room(slots);
         for (const WeightSlot& slot : slots) {
             Tensor weight = file.read(*file.find(gguf_name_of(slot.name)));
             if (slot.name.ends_with("q_proj.weight")) weight = halves_of_pairs(weight, config.num_heads);
             if (slot.name.ends_with("k_proj.weight")) weight = halves_of_pairs(weight, config.num_kv_heads);
-            *slot.tensor = frozen(weight.to(decoder.dtype()).to(decoder.device()));
+            slot.tensor->copy_from(weight);
         }
     });
     return decoder;

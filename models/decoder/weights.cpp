@@ -143,16 +143,33 @@ Decoder Decoder::load(const io::SafetensorsModel& files, const DecoderConfig& co
     decoder.make_rope_table();
     io::ReadReport total;
     decoder.read_slots([&](std::span<const WeightSlot> slots) {
+        decoder.make_room(slots);
         std::vector<io::WeightRequest> requests;
-        for (const WeightSlot& slot : slots) {
-            *slot.tensor = frozen(Tensor::empty(slot.shape, decoder.dtype(), decoder.device()));
-            requests.push_back({slot.name, *slot.tensor});
-        }
+        for (const WeightSlot& slot : slots) requests.push_back({slot.name, *slot.tensor});
         const io::ReadReport report = io::read_weights(files, requests);
         total.bytes += report.bytes, total.seconds += report.seconds;
     });
     log_read(files.directory(), total);
     return decoder;
+}
+
+void Decoder::make_room(std::span<const WeightSlot> slots) {
+    for (const WeightSlot& slot : slots) {
+        const auto layer = std::find_if(layers_.begin(), layers_.end(), [&](const DecoderLayer& l) {
+            return slot.tensor == &l.q.weight || slot.tensor == &l.k.weight || slot.tensor == &l.v.weight;
+        });
+        if (layer == layers_.end()) {
+            *slot.tensor = frozen(Tensor::empty(slot.shape, dtype(), device()));
+            continue;
+        }
+        if (slot.tensor->defined()) continue;  // made with the first of the three
+        const int64_t d = config_.head_dim, kv = config_.num_kv_heads * d;
+        const int64_t rows[] = {config_.num_heads * d, kv, kv};
+        const Tensor all = Tensor::empty({rows[0] + 2 * kv, config_.hidden_size}, dtype(), device());
+        int64_t first = 0;
+        for (int i = 0; i < 3; first += rows[i++])
+            (i == 0 ? layer->q : i == 1 ? layer->k : layer->v).weight = frozen(all.sliced(0, first, rows[i]));
+    }
 }
 
 void Decoder::read_slots(const std::function<void(std::span<const WeightSlot>)>& read) {
@@ -192,8 +209,13 @@ Decoder Decoder::random(const DecoderConfig& config, uint64_t seed, const Placem
             slot.role == Role::residual ? 0.02 / std::sqrt(2.0 * static_cast<double>(config.num_layers)) : 0.02;
         Tensor weight = vector ? Tensor::full(slot.shape, constant, dtype, placement.device)
                                : normal_tensor(slot.shape, deviation, Random(seed, stream), dtype, placement.device);
-        *slot.tensor = train ? trainable(std::move(weight)) : frozen(std::move(weight));
         ++stream;
+        if (train) {
+            *slot.tensor = trainable(std::move(weight));
+        } else {
+            decoder.make_room(std::span(&slot, 1));
+            slot.tensor->copy_from(weight);
+        }
     }
     return decoder;
 }
