@@ -1,30 +1,121 @@
 // RMS norm on the GPU, alone or fused with the residual addition.
 //
 // MATHS    rms_norm.h.
-// TILING   aligned rows of 1025 to 8192 elements: rms_norm_streamed.cuh. Others: rows of up to 1024 elements a warp a row, eight rows
-//          a block; longer ones a block of 256 a row. A thread takes runs of eight elements, `threads` runs apart, and holds up to
+// TILING   aligned rows of 1025 to 8192 elements: a block a row, block_rows.cuh. Others: rows of up to 1024 elements a warp a row, eight
+//          rows a block; longer ones a block of 256 a row. A thread takes runs of eight elements, `threads` runs apart, and holds up to
 //          four of them (rows up to 8192) in registers from the sum of squares to the result; longer rows are read again, from L1 or L2.
 //          dweight: norm_rows.cuh.
 // COST     forward: x, residual, y and sum once. Backward: s, dy, dsum and each gradient once; dweight reads s and dy once more (a
 //          frozen weight wants none).
 // NUMERICS f32 throughout; sums of squares as a tree over threads, in an order that depends on D alone. With a residual, y is made
 //          from the f32 sum before that is rounded to its dtype.
-// LADDER   1 a block a row: each load is awaited before the next one starts, and every row loads the weights again: bound by latency.
-//          2 rms_norm_streamed.cuh: a row's loads start together, in the turn before; weights once a block. Meant for 0.85 of a copy;
-//            on an H100 0.79 forward and backward, with the residual 0.91 and 0.73 (version 1: 0.59, 0.49, 0.75, 0.47).
-//          3 the rows of a block through shared memory by cp.async, two to six of them under way instead of one, and three blocks an SM in
-//            the backward instead of two: 144 KiB under way an SM instead of 24 to 48. Meant for 0.9 of a copy in all four.
-//          A backward with both gradients wanted writes two equal tensors: five numbers an element where four would do.
+// LADDER   8192 x 4096 in bf16; share of a copy's bandwidth: forward, backward, with the residual, its backward (where four tensors count)
+//          1 a block a row: each load is awaited before the next one starts, and every row loads the weights again: bound by latency.
+//            H100 0.59, 0.49, 0.75, 0.47.
+//          2 as many blocks as run at a time, which loop; a row's loads start together, in the turn before; weights once a block. Meant
+//            for 0.85; H100 0.79, 0.79, 0.91, 0.73.
+//          3 the rows of a looping block through shared memory by cp.async, 144 KiB under way an SM. Meant for 0.9; H200 0.79, 0.81, 0.84, 0.69.
+//          4 a block a row once more, but every load before any use, weights included, and the store from the same registers. Meant for
+//            0.88; H200 0.89, 0.88, 0.90, 0.91 (with one tensor for dx and dresidual; written twice it was 0.77).
+//          What binds is no longer the kernel: a copy of 64 MiB takes 34.6 to 35.8 us as cudaMemcpy or as 16 bytes a thread, 0.88 to 0.91.
+//          Beside 4 on the H200, in us (forward 36, residual 69, backward 53, with dsum 67):
+//            loops with rows by the copy engine into a ring, 128 threads      37   72   54   70
+//            the same, results through shared memory by the copy engine       38   73   55   71
+//            a warp a row                                                     43   73   72  108   (registers)
+//            512 threads a row                                                45   71   54   72   (fewer blocks)
+//            two rows a block                                                 35   68   53   70
+//            streaming loads and stores (.cs), or loads past L1               37   75   56   73
+//            weights loaded after the sum                                     36   68
+//            launched before the kernel ahead has ended (programmatic)        34   67   47   62   one after the other; alone no gain
 // SOURCE   arXiv 1910.07467.
+#include "kernels/common/cuda/block_rows.cuh"
 #include "kernels/common/cuda/norm_rows.cuh"
 #include "kernels/rms_norm/rms_norm.h"
-#include "kernels/rms_norm/rms_norm_streamed.cuh"
 
 namespace lc::kernels {
 namespace {
 
+struct Args {
+    RowElements weight;
+    Operand rstd;
+    int64_t rows, columns;
+    float offset;  // of the weight
+};
+struct ForwardArgs : Args {
+    RowElements x, residual, y, sum;
+    float eps;
+};
+struct BackwardArgs : Args {
+    RowElements s, dy, dsum, dx, dresidual;
+};
+
+template <class S, bool HasResidual>
+__global__ void __launch_bounds__(S::kThreads) forward_block_kernel(const __grid_constant__ ForwardArgs a) {
+    __shared__ float parts[1][S::kWarps];
+    const int64_t row = blockIdx.x;
+    const int columns = static_cast<int>(a.columns);
+    typename S::Bits x, residual;
+    typename S::Values weight;
+    S::load(a.x, row, columns, x);
+    if constexpr (HasResidual) S::load(a.residual, row, columns, residual);
+    S::load_parameter(a.weight, columns, weight);
+    const auto s = [&](int k, int j) {
+        if constexpr (HasResidual)
+            return x[k].get(j) + residual[k].get(j);
+        else
+            return x[k].get(j);
+    };
+    float squares[1] = {};
+#pragma unroll
+    for (int k = 0; k < S::kRuns; ++k)
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) squares[0] += s(k, j) * s(k, j);
+    if constexpr (HasResidual) S::store_row(a.sum, row, columns, s);
+    S::sum(squares, parts);
+    S::forget_floats(x);
+    if constexpr (HasResidual) S::forget_floats(residual);
+    const float rstd = 1 / sqrtf(squares[0] / static_cast<float>(columns) + a.eps);
+    if (threadIdx.x == 0) flat_statistic(a.rstd, row) = rstd;
+    S::store_row(a.y, row, columns, [&](int k, int j) { return (a.offset + weight[k][j]) * (s(k, j) * rstd); });
+}
+
+// ds = rstd g - shrink s + dsum with g = dy weight, shrink = rstd^3 mean(g s). With dy; without one a backward is a copy.
+template <class S, bool HasSum>
+__global__ void __launch_bounds__(S::kThreads) backward_block_kernel(const __grid_constant__ BackwardArgs a) {
+    __shared__ float parts[1][S::kWarps];
+    const int64_t row = blockIdx.x;
+    const int columns = static_cast<int>(a.columns);
+    typename S::Bits s, dy, dsum;
+    typename S::Values weight;
+    S::load(a.s, row, columns, s);
+    S::load(a.dy, row, columns, dy);
+    if constexpr (HasSum) S::load(a.dsum, row, columns, dsum);
+    const float rstd = flat_statistic(a.rstd, row);
+    S::load_parameter(a.weight, columns, weight);
+    const auto g = [&](int k, int j) { return dy[k].get(j) * (a.offset + weight[k][j]); };
+    float dot[1] = {};
+#pragma unroll
+    for (int k = 0; k < S::kRuns; ++k)
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) dot[0] += g(k, j) * s[k].get(j);
+    S::sum(dot, parts);
+    S::forget_floats(s), S::forget_floats(dy);
+    const float shrink = rstd * rstd * rstd * dot[0] / static_cast<float>(columns);
+    S::for_runs(columns, [&](int k) {
+        float ds[kRun], copy[kRun];  // a store adds what is there to what it is given
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+            ds[j] = rstd * g(k, j) - shrink * s[k].get(j);
+            if constexpr (HasSum) ds[j] += dsum[k].get(j);
+            copy[j] = ds[j];
+        }
+        if (a.dresidual) S::store(a.dresidual, row, k, copy);
+        if (a.dx) S::store(a.dx, row, k, ds);
+    });
+}
+
 template <class S>
-__global__ void __launch_bounds__(kBlock, 2) forward_kernel(const __grid_constant__ RmsForwardArgs a) {
+__global__ void __launch_bounds__(kBlock, 2) forward_kernel(const __grid_constant__ ForwardArgs a) {
     const int64_t row = S::row();
     if (row >= a.rows) return;  // whole warps (or the whole block) leave together
     float s[S::kUnroll][kRun];
@@ -55,9 +146,8 @@ __global__ void __launch_bounds__(kBlock, 2) forward_kernel(const __grid_constan
     });
 }
 
-// ds = rstd g - shrink s + dsum with g = dy weight, shrink = rstd^3 mean(g s).
 template <class S>
-__global__ void __launch_bounds__(kBlock, 2) backward_kernel(const __grid_constant__ RmsBackwardArgs a) {
+__global__ void __launch_bounds__(kBlock, 2) backward_kernel(const __grid_constant__ BackwardArgs a) {
     const int64_t row = S::row();
     if (row >= a.rows) return;
     float s[S::kUnroll][kRun], g[S::kUnroll][kRun];
@@ -102,25 +192,25 @@ void rms_norm_forward_cuda(const RmsNormForward& args, Stream stream) {
     const DeviceRows x(args.x, args.x.dtype), residual(args.residual ? args.residual : args.x, args.x.dtype);
     const DeviceRows weight(args.weight, args.weight.dtype);
     const DeviceOutRows y(args.y), sum(args.sum);
-    RmsForwardArgs a{{.weight = RowElements(weight),
-                      .rstd = Operand(args.rstd),
-                      .rows = x.rows,
-                      .columns = x.columns,
-                      .offset = static_cast<float>(args.offset)}};
+    ForwardArgs a{{.weight = RowElements(weight),
+                   .rstd = Operand(args.rstd),
+                   .rows = x.rows,
+                   .columns = x.columns,
+                   .offset = static_cast<float>(args.offset)}};
     a.x = RowElements(x), a.y = RowElements(y), a.sum = RowElements(sum);
     if (args.residual) a.residual = RowElements(residual);
     a.eps = static_cast<float>(args.eps);
     if (a.rows == 0) return;
     const cudaStream_t queue = cuda::handle_of(stream);
-    const bool streamed = dispatch_streamed(a, {a.x, a.residual, a.y, a.sum}, {}, [&](auto shape) {
-        dispatch_bool(static_cast<bool>(args.residual), [&](auto has_residual) {
-            using S = decltype(shape);
-            constexpr auto kKernel = rms_forward_streamed<S, has_residual()>;
-            constexpr int kBytes = RowRing < S, has_residual() ? 2 : 1 > ::kBytes;
-            kKernel<<<blocks_at_a_time<kKernel, kBytes>(S::kThreads, a.rows), S::kThreads, kBytes, queue>>>(a);
+    const bool walked =
+        is_flat_statistic(a.rstd) &&
+        dispatch_block_rows("rms_norm", a.columns, {a.x, a.residual, a.y, a.sum}, {a.weight}, [&](auto shape) {
+            dispatch_bool(static_cast<bool>(args.residual), [&](auto has_residual) {
+                using S = decltype(shape);
+                forward_block_kernel<S, has_residual()><<<grid_x(a.rows), S::kThreads, 0, queue>>>(a);
+            });
         });
-    });
-    if (!streamed)
+    if (!walked)
         dispatch_sharing(a.columns, [&](auto sharing) {
             using S = decltype(sharing);
             forward_kernel<S><<<grid_x(ceil_div(a.rows, S::kRows)), kBlock, 0, queue>>>(a);
@@ -137,27 +227,25 @@ void rms_norm_backward_cuda(const RmsNormBackward& args, Stream stream) {
     const DeviceRows s(args.s, args.s.dtype), weight(args.weight, args.weight.dtype);
     const DeviceRows dy(args.dy ? args.dy : args.s, args.s.dtype), dsum(args.dsum ? args.dsum : args.s, args.s.dtype);
     const DeviceOutRows dx(args.dx), dresidual(args.dresidual);
-    RmsBackwardArgs a{{.weight = RowElements(weight),
-                       .rstd = Operand(args.rstd),
-                       .rows = s.rows,
-                       .columns = s.columns,
-                       .offset = static_cast<float>(args.offset)}};
+    BackwardArgs a{{.weight = RowElements(weight),
+                    .rstd = Operand(args.rstd),
+                    .rows = s.rows,
+                    .columns = s.columns,
+                    .offset = static_cast<float>(args.offset)}};
     a.s = RowElements(s), a.dx = RowElements(dx), a.dresidual = RowElements(dresidual);
     if (args.dy) a.dy = RowElements(dy);
     if (args.dsum) a.dsum = RowElements(dsum);
     if (a.rows == 0) return;
     const cudaStream_t queue = cuda::handle_of(stream);
-    bool streamed = false;
-    if (args.dy)
-        streamed = dispatch_streamed(a, {a.s, a.dy, a.dsum}, {a.dx, a.dresidual}, [&](auto shape) {
+    const bool walked =
+        a.dy && is_flat_statistic(a.rstd) &&
+        dispatch_block_rows("rms_norm", a.columns, {a.s, a.dy, a.dsum}, {a.weight, a.dx, a.dresidual}, [&](auto shape) {
             dispatch_bool(static_cast<bool>(args.dsum), [&](auto has_sum) {
                 using S = decltype(shape);
-                constexpr auto kKernel = rms_backward_streamed<S, has_sum()>;
-                constexpr int kBytes = RowRing < S, has_sum() ? 3 : 2 > ::kBytes;
-                kKernel<<<blocks_at_a_time<kKernel, kBytes>(S::kThreads, a.rows), S::kThreads, kBytes, queue>>>(a);
+                backward_block_kernel<S, has_sum()><<<grid_x(a.rows), S::kThreads, 0, queue>>>(a);
             });
         });
-    if (!streamed)
+    if (!walked)
         dispatch_sharing(a.columns, [&](auto sharing) {
             using S = decltype(sharing);
             backward_kernel<S><<<grid_x(ceil_div(a.rows, S::kRows)), kBlock, 0, queue>>>(a);
