@@ -4,8 +4,9 @@
 // TILING   [1] sums    the blocks of all segments but each item's last, one item after the other, cut evenly: a thread block on each
 //                      SM. Where a segment or an item ends, it stores what it has (a part) and begins anew. Warpgroups:
 //
-//                        maps, three of them   phi of every third block                    [64,64] products
-//                        sums                  S^T += values^T phi, z; queues copies       [64,128] products, D of 64 rows each
+//                        maps, two of them   phi of every other block         [64,64] products
+//                        sums                S^T += values^T phi, z           [64,128] products, D of 64 rows each
+//                        copies              one thread queues rows and values
 //
 //          [2] starts  one thread four elements of a state: the running sum of an item's parts, in order, at each segment's end
 //
@@ -60,11 +61,18 @@ struct SumsArgs {
     MapWeights map;
     const float* weights;  // dZ [items, blocks * 64]; for keys null
     SumsCut cut;
-    float* parts;
+    float4* parts;
 };
 
-enum SumsRole { kMapGroups = 3, kSums = kMapGroups };
-inline constexpr int kRowStages = 5, kValueStages = 4, kFeatureStages = 3, kSumsThreads = (kSums + 1) * kWarpgroup;
+// A part: as the accumulators of threads hold S^T, four neighbours at a time; then z.
+struct PartPlace {
+    static __host__ __device__ constexpr int index(int panel, int j, int thread) {
+        return (panel * kFusedFeatures / 8 + j) * kWarpgroup + thread;
+    }
+};
+
+enum SumsRole { kMapGroups = 2, kSums = kMapGroups, kCopies };
+inline constexpr int kRowStages = 5, kValueStages = 4, kFeatureStages = 3, kSumsThreads = (kCopies + 1) * kWarpgroup;
 
 template <int D>
 struct SumsTraits {
@@ -126,23 +134,33 @@ struct SumsShare {
     __device__ __forceinline__ int place(int i) const { return i < turn ? along + i : i - turn; }  // along its item
 };
 
-// What one thread of the sums queues.
+// What one thread of the sums queues. It works out once where the two items are: divisions of int64 for each tile took longer than all
+// products of a block.
 template <int D, bool kQueries>
 struct SumsCopies {
     const SumsArgs& args;
     const SumsRoom<D>& room;
     SumsBarriers& barriers;
     const SumsShare& share;
+    int heads[2], entries[2];  // of the rows' tensor
 
+    __device__ SumsCopies(const SumsArgs& args, const SumsRoom<D>& room, SumsBarriers& barriers, const SumsShare& share)
+        : args(args), room(room), barriers(barriers), share(share) {
+        const FusedShape& s = args.shape;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int h = static_cast<int>((share.first + i) % s.heads);
+            heads[i] = kQueries ? h : h / (s.heads / s.kv_heads);
+            entries[i] = static_cast<int>((share.first + i) / s.heads);
+        }
+    }
     __device__ __forceinline__ void rows(int i) const {
-        if (i >= share.count) return;
         Barrier& full = barriers.rows_full[i % kRowStages];
         barriers.rows_free[i % kRowStages].wait(i / kRowStages % 2 ^ 1);
         full.expect(SumsTraits<D>::Rows::kBytes);
         copy(room.rows(i % kRowStages), args.rows, i, full);
     }
     __device__ __forceinline__ void values(int i) const {
-        if (i >= share.count) return;
         const int stage = i % kValueStages;
         Barrier& full = barriers.values_full[stage];
         barriers.values_free[stage].wait(i / kValueStages % 2 ^ 1);
@@ -151,8 +169,7 @@ struct SumsCopies {
         copy(room.values(stage), args.values, i, full);
         if constexpr (kQueries)
             copy_bulk(room.weights(stage),
-                      args.weights + (share.item(i) * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes,
-                      full);
+                      args.weights + (share.item(i) * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes, full);
     }
 
   private:
@@ -162,11 +179,9 @@ struct SumsCopies {
     }
     __device__ __forceinline__ void copy(const typename SumsTraits<D>::Rows& tile, const CUtensorMap& map, int i,
                                          Barrier& full) const {
-        const FusedShape& s = args.shape;
-        const int64_t item = share.item(i);
-        const int h = static_cast<int>(item % s.heads);
-        copy_tile(tile, map, block(i) * kFusedRows + s.key_row, kQueries ? h : h / (s.heads / s.kv_heads),
-                  static_cast<int>(item / s.heads), full);
+        const bool first = i < share.turn;
+        copy_tile(tile, map, block(i) * kFusedRows + args.shape.key_row, first ? heads[0] : heads[1],
+                  first ? entries[0] : entries[1], full);
     }
 };
 
@@ -181,54 +196,67 @@ __device__ __forceinline__ void make_sum_features(const SumsArgs& args, const Su
         fence_async_proxy();
     }
     named_sync<kMapGroups * kWarpgroup>(kMapsBarrier);
-    for (int i = group; i < share.count; i += kMapGroups) {
-        const int place = i % kRowStages, stage = i % kFeatureStages;
-        float u[kFusedMap / 2];
+    if (group >= share.count) return;
+    float u[kFusedMap / 2];
+    const auto queue = [&](int i) {
+        barriers.rows_full[i % kRowStages].wait(i / kRowStages % 2);
+        project<D>(u, room.rows(i % kRowStages), room.map(i < share.turn ? 0 : 1));
+    };
+    const auto step = [&](int i, auto goes_on) {
+        const int stage = i % kFeatureStages;
         FeatureRows phi;
-        barriers.rows_full[place].wait(i / kRowStages % 2);
-        project<D>(u, room.rows(place), room.map(i < share.turn ? 0 : 1));
         wgmma_wait<0>();
         wgmma_settle(u);
-        release(barriers.rows_free[place]);
+        release(barriers.rows_free[i % kRowStages]);
         phi.make(u);
+        if constexpr (goes_on()) queue(i + kMapGroups);
         barriers.phi_free[stage].wait(i / kFeatureStages % 2 ^ 1);
         phi.store(room.phi(stage));
         fence_async_proxy();
         barriers.phi_full[stage].arrive();
-    }
+    };
+    queue(group);
+    int i = group;
+    for (; i + kMapGroups < share.count; i += kMapGroups) step(i, std::true_type{});
+    step(i, std::false_type{});
 }
 
-// z of 32 features a warp, of which quad_lane() == 0 has a sum in two columns.
-struct SumsTotals {
-    Accumulator c[2] = {};
+// weights^T phi, on the warpgroup's cores: mma would queue behind all products that are under way. Lane 8 c + r of a warp adds up eight
+// columns, chunk c of the warp's four, over the rows r, r + 8, ...
+struct ColumnSums {
+    float sum[8] = {};
 
-    template <class Weights>
-    __device__ __forceinline__ void add(const FeatureTile& phi, Weights&& weights) {
-        const int lane = threadIdx.x % kWarp;
+    template <class Weight>
+    __device__ __forceinline__ void add(const FeatureTile& phi, Weight&& weight) {
+        const int row = threadIdx.x % 8;
+        const __nv_bfloat16* from = phi.chunk(row, threadIdx.x % kWarpgroup / 8 * 8);
 #pragma unroll
-        for (int k = 0; k < kFusedRows; k += 16) {
-            const FragmentB right = weights(k);
+        for (int i = 0; i < kFusedRows / 8; ++i) {
+            const uint4 x = *reinterpret_cast<const uint4*>(from + i * 8 * 64);
+            const float w = weight(row + 8 * i);
+            const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                FragmentA a;
-                ldmatrix_transposed(a.r,
-                                    phi.chunk(k + lane % 8 + lane / 16 * 8, feature(m) + lane / 8 % 2 * 8));
-                mma(c[m], a, right, 0);
+            for (int j = 0; j < 4; ++j) {
+                const float2 pair = unpack_bf16(pairs[j]);
+                sum[2 * j] = fmaf(w, pair.x, sum[2 * j]), sum[2 * j + 1] = fmaf(w, pair.y, sum[2 * j + 1]);
             }
         }
     }
-    __device__ __forceinline__ void store(float* to) {
-        if (quad_lane() == 0)
+    // Of column threadIdx.x % kWarpgroup: eight lanes swap halves of their columns.
+    __device__ __forceinline__ float total() const {
+        float x[4];
 #pragma unroll
-            for (int m = 0; m < 2; ++m)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    to[feature(m) + 8 * half + quad_row()] = c[m].c[2 * half] + c[m].c[2 * half + 1];
-        c[0] = {}, c[1] = {};
+        for (int i = 0; i < 4; ++i) x[i] = swap(sum[i], sum[i + 4], 4);
+        x[0] = swap(x[0], x[2], 2), x[1] = swap(x[1], x[3], 2);
+        return swap(x[0], x[1], 1);
     }
 
   private:
-    static __device__ __forceinline__ int feature(int m) { return warp_index() % 4 * 32 + 16 * m; }
+    // This lane's and its partner's share of `low`, or of `high` in the lane with that bit.
+    static __device__ __forceinline__ float swap(float low, float high, int bit) {
+        const bool upper = threadIdx.x & bit;
+        return (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
+    }
 };
 
 template <int D, bool kQueries>
@@ -236,10 +264,8 @@ __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D
                                           const SumsShare& share) {
     constexpr int kPanels = D / 64;
     const SumsCut& cut = args.cut;
-    const SumsCopies<D, kQueries> copies{args, room, barriers, share};
-    const bool leads = threadIdx.x % kWarpgroup == 0;
     float sums[kPanels][kFusedFeatures / 2];
-    SumsTotals totals;
+    ColumnSums totals;
     int64_t item = share.first;
     int along = share.along, g = cut.segment_of(along);
     for (int i = 0; i < share.count;) {
@@ -258,25 +284,24 @@ __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D
                         sums[panel], mn_major(Panel{room.values(place).data + panel * Panel::kPanel}) + 64 * k,
                         mn_major(phi) + 64 * k, i > first || k > 0);
             wgmma_commit();
-            if constexpr (kQueries)
-                totals.add(phi, SplitWeights{room.weights(place)});
-            else
-                totals.add(phi, UnitWeights{});
+            totals.add(phi, [&](int row) { return kQueries ? room.weights(place)[row] : 1.0f; });
             wgmma_wait<1>();
             if (i == 0) continue;
             barriers.phi_free[(i - 1) % kFeatureStages].arrive();
             barriers.values_free[(i - 1) % kValueStages].arrive();
-            if (leads) copies.rows(i - 1 + kRowStages), copies.values(i - 1 + kValueStages);
-            __syncwarp();
         }
         wgmma_wait<0>();
-        float* to = args.parts + cut.part(blockIdx.x, item, g) * kSumsSize<D>;
+        float4* to = args.parts + cut.part(blockIdx.x, item, g) * (kSumsSize<D> / 4);
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
             wgmma_settle(sums[panel]);
-            each_state<D>(sums[panel], panel, [&](float& x, int at) { to[at] = x; });
+#pragma unroll
+            for (int j = 0; j < kFusedFeatures / 8; ++j)
+                to[PartPlace::index(panel, j, threadIdx.x % kWarpgroup)] =
+                    make_float4(sums[panel][4 * j], sums[panel][4 * j + 1], sums[panel][4 * j + 2], sums[panel][4 * j + 3]);
         }
-        totals.store(to + kFusedFeatures * D);
+        reinterpret_cast<float*>(to + PartPlace::index(kPanels, 0, 0))[threadIdx.x % kWarpgroup] = totals.total();
+        totals = {};
         along = cut.end(g);
         if (++g == cut.segments) g = 0, along = 0, ++item;
     }
@@ -292,16 +317,16 @@ __global__ void __launch_bounds__(kSumsThreads, 1) sums_kernel(const __grid_cons
     SumsBarriers& barriers = room.barriers();
     const SumsShare share(args.cut);
     const int group = warpgroup_index();
-    if (threadIdx.x == kSums * kWarpgroup) {
-        barriers.init();
-        const SumsCopies<D, kQueries> copies{args, room, barriers, share};  // the first tiles come while the maps are loaded
-        for (int i = 0; i < kRowStages; ++i) copies.rows(i);
-        for (int i = 0; i < kValueStages; ++i) copies.values(i);
-    }
-    __syncwarp();
+    if (threadIdx.x == 0) barriers.init();
     __syncthreads();
-    if (group < kMapGroups) {
-        if constexpr (D == 128) shrink_registers<112>();
+    if (group == kCopies) {
+        if constexpr (D == 128) shrink_registers<32>();
+        if (threadIdx.x == kCopies * kWarpgroup) {
+            const SumsCopies<D, kQueries> copies(args, room, barriers, share);
+            for (int i = 0; i < share.count; ++i) copies.rows(i), copies.values(i);
+        }
+    } else if (group < kMapGroups) {
+        if constexpr (D == 128) grow_registers<152>();
         make_sum_features<D, kQueries>(args, room, barriers, share, group);
     } else {
         if constexpr (D == 128) grow_registers<176>();
@@ -310,12 +335,27 @@ __global__ void __launch_bounds__(kSumsThreads, 1) sums_kernel(const __grid_cons
 #endif
 }
 
-// starts [items, segments, size] from parts.
-__global__ void starts_kernel(const float4* parts, float4* starts, SumsCut cut, int64_t items, int size) {
-    constexpr int kAhead = 4;  // loads under way at a time
+// Four elements of a part into starts, S [F',D] and z.
+template <int D>
+__device__ __forceinline__ void store_start(float* start, int place, float4 x) {
+    constexpr int kStates = kFusedFeatures * D / 4;
+    if (place >= kStates) {
+        reinterpret_cast<float4*>(start)[place] = x;
+        return;
+    }
+    const int thread = place % kWarpgroup, j = place / kWarpgroup % (kFusedFeatures / 8),
+              row = place / (kFusedFeatures / 8 * kWarpgroup) * 64 + thread / kWarp * 16 + thread % kWarp / 4;
+    float* to = start + (8 * j + 2 * (thread % 4)) * D + row;
+    to[0] = x.x, to[D] = x.y, to[8] = x.z, to[D + 8] = x.w;
+}
+
+template <int D>
+__global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut, int64_t items) {
+    constexpr int kSize = kSumsSize<D> / 4, kAhead = 4;  // loads under way at a time
     const int64_t i = static_cast<int64_t>(blockIdx.x) * kFusedThreads + threadIdx.x;
-    if (i >= items * size) return;
-    const int64_t item = i / size, place = i % size, first = item * cut.count;
+    if (i >= items * kSize) return;
+    const int64_t item = i / kSize, first = item * cut.count;
+    const int place = static_cast<int>(i % kSize);
     float4 sum = make_float4(0, 0, 0, 0);
     for (int g = 0, begin = 0; g < cut.segments; ++g) {
         const int end = cut.end(g), last = cut.share_of(first + end - 1);
@@ -323,13 +363,13 @@ __global__ void starts_kernel(const float4* parts, float4* starts, SumsCut cut, 
             float4 next[kAhead];
 #pragma unroll
             for (int j = 0; j < kAhead; ++j)
-                if (share + j <= last) next[j] = parts[cut.part(share + j, item, g) * size + place];
+                if (share + j <= last) next[j] = parts[cut.part(share + j, item, g) * kSize + place];
 #pragma unroll
             for (int j = 0; j < kAhead; ++j)
                 if (share + j <= last)
                     sum.x += next[j].x, sum.y += next[j].y, sum.z += next[j].z, sum.w += next[j].w;
         }
-        starts[(item * cut.segments + g) * size + place] = sum;
+        store_start<D>(starts + (item * cut.segments + g) * kSumsSize<D>, place, sum);
         begin = end;
     }
 }
@@ -341,7 +381,8 @@ void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stre
     const cudaStream_t queue = cuda::handle_of(stream);
     const SumsCut cut(s, sums.steps, sums.lag, multiprocessors());
     const DeviceScratch<float> parts(cut.parts(s) * kFusedFeatures * (d + 1), stream);
-    const SumsArgs args{head_map(sums.rows), head_map(sums.values), s, sums.map, sums.weights, cut, parts.data()};
+    const SumsArgs args{head_map(sums.rows), head_map(sums.values), s, sums.map, sums.weights, cut,
+                        reinterpret_cast<float4*>(parts.data())};
     dispatch_head_dim(static_cast<int>(d), [&](auto dim) {
         dispatch_bool(sums.weights != nullptr, [&](auto queries) {
             constexpr int kBytes = SumsTraits<dim()>::kBytes;
@@ -351,8 +392,8 @@ void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stre
             LC_LAUNCHED("hybrid_attention", queue);
         });
         constexpr int kSize = kSumsSize<dim()> / 4;
-        starts_kernel<<<grid_x(ceil_div(s.items * kSize, kFusedThreads)), kFusedThreads, 0, queue>>>(
-            reinterpret_cast<const float4*>(parts.data()), reinterpret_cast<float4*>(starts), cut, s.items, kSize);
+        starts_kernel<dim()><<<grid_x(ceil_div(s.items * kSize, kFusedThreads)), kFusedThreads, 0, queue>>>(
+            args.parts, starts, cut, s.items);
         LC_LAUNCHED("hybrid_attention", queue);
     });
 }

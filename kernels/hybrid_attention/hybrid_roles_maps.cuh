@@ -10,33 +10,19 @@ namespace lc::kernels::hybrid_roles {
 struct FeatureRows {
     FragmentA p[kFusedMap / 16], n[kFusedMap / 16];
 
-    // u [64,F] -> features. First without a shift: while no sum of the warp's rows passes kTame, no |u| is so large that an
-    // exponential could overflow, or a feature be below the least one.
+    // u [64,F] -> features. Without a shift while no |u| of the warp's rows passes kTame: no exponential can overflow, no feature be below the
+    // least one. All exponentials are then under way at once.
     // Returns whether that was so for all of this warp's rows: no feature is the least one.
     __device__ __forceinline__ bool make(const float (&u)[kFusedMap / 2]) {
-        bool all_tame = true;
+        float most[4] = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float up[kShare], down[kShare];
-            float2 sum = exponentials(u, half, 0, 0, up, down);
-            const bool tame = __all_sync(0xffffffffu, sum.x <= kTame && sum.y <= kTame);
-            all_tame = all_tame && tame;
-            if (!tame) {
-                float high = at(u, half, 0), low = high;
-#pragma unroll
-                for (int j = 1; j < kShare; ++j) high = fmaxf(high, at(u, half, j)), low = fminf(low, at(u, half, j));
-                sum = exponentials(u, half, quad_max(high) * kLog2E, -quad_max(-low) * kLog2E, up, down);
-            }
-            const float scale_p = reciprocal(quad_sum(sum.x)), scale_n = reciprocal(quad_sum(sum.y));
-#pragma unroll
-            for (int j = 0; j < kShare; j += 2) {
-                const int r = j / 2 % 2 * 2 + half;
-                p[j / 4].r[r] = pack_bf16(scale_p * up[j], scale_p * up[j + 1]);
-                n[j / 4].r[r] = pack_bf16(scale_n * down[j], scale_n * down[j + 1]);
-                if (!tame) clamp(p[j / 4].r[r]), clamp(n[j / 4].r[r]);
-            }
-        }
-        return all_tame;
+        for (int j = 0; j < kFusedMap / 2; ++j) most[j % 4] = fmaxf(most[j % 4], fabsf(u[j]));
+        const bool tame = __all_sync(0xffffffffu, fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3])) <= kTame);
+        if (tame)
+            make_tame(u);
+        else
+            make_shifted(u);
+        return tame;
     }
     __device__ __forceinline__ void store(const FeatureTile& tile) const {
 #pragma unroll
@@ -57,8 +43,42 @@ struct FeatureRows {
 
   private:
     static constexpr int kShare = kFusedMap / 4;  // columns of a row in one thread
-    static constexpr float kTame = 5e4f;          // 1 / (4 kTame^2) > 1e-12
+    static constexpr float kTame = 10;            // exp(-2 kTame) / F > 1e-12
 
+    __device__ __forceinline__ void make_tame(const float (&u)[kFusedMap / 2]) {
+        float up[2][kShare], down[2][kShare];
+        float2 sum[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) sum[half] = exponentials(u, half, 0, 0, up[half], down[half]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) sum[half] = make_float2(quad_sum(sum[half].x), quad_sum(sum[half].y));
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            scale(half, make_float2(reciprocal(sum[half].x), reciprocal(sum[half].y)), up[half], down[half]);
+    }
+    __device__ __forceinline__ void make_shifted(const float (&u)[kFusedMap / 2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float up[kShare], down[kShare], high = at(u, half, 0), low = high;
+#pragma unroll
+            for (int j = 1; j < kShare; ++j) high = fmaxf(high, at(u, half, j)), low = fminf(low, at(u, half, j));
+            const float2 sum = exponentials(u, half, quad_max(high) * kLog2E, -quad_max(-low) * kLog2E, up, down);
+            scale(half, make_float2(reciprocal(quad_sum(sum.x)), reciprocal(quad_sum(sum.y))), up, down);
+#pragma unroll
+            for (int j = 0; j < kShare; j += 2) {
+                const int r = j / 2 % 2 * 2 + half;
+                clamp(p[j / 4].r[r]), clamp(n[j / 4].r[r]);
+            }
+        }
+    }
+    __device__ __forceinline__ void scale(int half, float2 by, const float (&up)[kShare], const float (&down)[kShare]) {
+#pragma unroll
+        for (int j = 0; j < kShare; j += 2) {
+            const int r = j / 2 % 2 * 2 + half;
+            p[j / 4].r[r] = pack_bf16(by.x * up[j], by.x * up[j + 1]);
+            n[j / 4].r[r] = pack_bf16(by.y * down[j], by.y * down[j + 1]);
+        }
+    }
     static __device__ __forceinline__ float at(const float (&u)[kFusedMap / 2], int half, int j) {
         return u[j / 2 * 4 + 2 * half + j % 2];
     }
