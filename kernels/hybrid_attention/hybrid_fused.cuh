@@ -88,14 +88,19 @@ struct FusedHead {
 
     explicit __device__ FusedHead(const FusedShape& s) : FusedHead(s, s.blocks) {}
     __device__ FusedHead(const FusedShape& s, int steps)
-        : item(blockIdx.x / s.segments),
-          b(item / s.heads),
-          h(static_cast<int>(item % s.heads)),
+        : item(blockIdx.x / static_cast<unsigned>(s.segments)),
+          b(static_cast<unsigned>(item) / s.heads),
+          h(static_cast<int>(static_cast<unsigned>(item) % s.heads)),
           hk(h / (s.heads / s.kv_heads)),
           hs(h / (s.heads / s.maps)),
           segment(static_cast<int>(blockIdx.x % s.segments)),
-          first(s.first + static_cast<int>(int64_t{steps - s.first} * segment / s.segments)),
-          last(s.first + static_cast<int>(int64_t{steps - s.first} * (segment + 1) / s.segments)) {}
+          first(s.first + steps_before(steps - s.first, segment, s.segments)),
+          last(s.first + steps_before(steps - s.first, segment + 1, s.segments)) {}
+    // Of a walk, before segment g: the first segments may have one more than others. No int64 here: every walk begins with this, and each
+    // such division takes hundreds of clocks.
+    static __host__ __device__ constexpr int steps_before(int steps, int g, int segments) {
+        return steps / segments * g + (g < steps % segments ? g : steps % segments);
+    }
     // Among the segments of all items.
     static __device__ __forceinline__ int64_t part() { return blockIdx.x; }
 };

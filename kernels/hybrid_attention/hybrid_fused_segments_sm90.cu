@@ -25,33 +25,36 @@ namespace {
 
 using namespace hybrid_roles;
 
-// The blocks that are summed, `count` of each item, in the order of the walk; and the thread blocks among which all are shared.
+// The blocks that are summed, `count` of each item, in the order of the walk; and the thread blocks among which all are shared. In int,
+// which the engine's bound on positions allows: divisions of int64 by every thread took longer than a block's products.
 struct SumsCut {
     int first, count;  // of an item's walk
     int segments;      // with a sum
     int steps, start;  // of the walk
-    int64_t all;
-    int shares;
+    int shares, least, larger;  // blocks of a share; so many shares have one more
 
     SumsCut(const FusedShape& s, int steps, int lag, int multiprocessors)
         : first(std::max(s.first - lag, 0)), segments(s.segments - 1), steps(steps - s.first), start(s.first - lag - first) {
         count = end(segments - 1);
-        all = s.items * count;
-        shares = static_cast<int>(std::min<int64_t>(multiprocessors, all));
+        const int all = static_cast<int>(s.items) * count;
+        shares = std::min(multiprocessors, all), least = all / shares, larger = all % shares;
     }
     // Of segment g, along the item.
     __host__ __device__ int end(int g) const {
-        return start + static_cast<int>(int64_t{steps} * (g + 1) / (segments + 1));
+        return start + FusedHead::steps_before(steps, g + 1, segments + 1);
     }
     __device__ int segment_of(int along) const {
         int g = 0;
         while (end(g) <= along) ++g;
         return g;
     }
-    __device__ int64_t share_begin(int share) const { return all * share / shares; }
-    __device__ int share_of(int64_t block) const { return static_cast<int>(((block + 1) * shares - 1) / all); }
+    __device__ int share_begin(int share) const { return least * share + min(share, larger); }
+    __device__ int share_of(int block) const {
+        const int rest = block - larger * (least + 1);
+        return rest < 0 ? block / (least + 1) : larger + rest / least;
+    }
     // Every part of a segment has another share, and every segment of a share another number.
-    __device__ int64_t part(int share, int64_t item, int g) const { return share + item * segments + g; }
+    __device__ int64_t part(int share, int item, int g) const { return share + item * segments + g; }
     int64_t parts(const FusedShape& s) const { return shares + s.items * segments; }
 };
 
@@ -122,20 +125,19 @@ struct SumsRoom {
 // A thread block's share: `count` blocks, and those from `turn` on are of the next item. There are at least two thread blocks an item: a
 // share holds no item whole and a part of two others.
 struct SumsShare {
-    int64_t first;  // item
+    int first;  // item
     int along, count, turn;
     explicit __device__ SumsShare(const SumsCut& cut) {
-        const int64_t begin = cut.share_begin(blockIdx.x);
-        count = static_cast<int>(cut.share_begin(blockIdx.x + 1) - begin);
-        first = begin / cut.count, along = static_cast<int>(begin % cut.count);
+        const int share = static_cast<int>(blockIdx.x), begin = cut.share_begin(share);
+        count = cut.share_begin(share + 1) - begin;
+        first = begin / cut.count, along = begin % cut.count;
         turn = cut.count - along;
     }
-    __device__ __forceinline__ int64_t item(int i) const { return first + (i < turn ? 0 : 1); }
+    __device__ __forceinline__ int item(int i) const { return first + (i < turn ? 0 : 1); }
     __device__ __forceinline__ int place(int i) const { return i < turn ? along + i : i - turn; }  // along its item
 };
 
-// What one thread of the sums queues. It works out once where the two items are: divisions of int64 for each tile took longer than all
-// products of a block.
+// What one thread of the copies queues; it works out once where the two items are.
 template <int D, bool kQueries>
 struct SumsCopies {
     const SumsArgs& args;
@@ -149,9 +151,9 @@ struct SumsCopies {
         const FusedShape& s = args.shape;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int h = static_cast<int>((share.first + i) % s.heads);
+            const int h = (share.first + i) % s.heads;
             heads[i] = kQueries ? h : h / (s.heads / s.kv_heads);
-            entries[i] = static_cast<int>((share.first + i) / s.heads);
+            entries[i] = (share.first + i) / s.heads;
         }
     }
     __device__ __forceinline__ void rows(int i) const {
@@ -169,7 +171,7 @@ struct SumsCopies {
         copy(room.values(stage), args.values, i, full);
         if constexpr (kQueries)
             copy_bulk(room.weights(stage),
-                      args.weights + (share.item(i) * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes, full);
+                      args.weights + (int64_t{share.item(i)} * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes, full);
     }
 
   private:
@@ -190,7 +192,7 @@ __device__ __forceinline__ void make_sum_features(const SumsArgs& args, const Su
                                                   SumsBarriers& barriers, const SumsShare& share, int group) {
     const FusedShape& s = args.shape;
     if (group == 0 || (group == 1 && share.turn < share.count)) {
-        const int h = static_cast<int>((share.first + group) % s.heads);
+        const int h = (share.first + group) % s.heads;
         load_map<D, kWarpgroup>(room.map(group), args.map, kQueries ? h : h / (s.heads / s.maps),
                                 threadIdx.x % kWarpgroup);
         fence_async_proxy();
@@ -266,8 +268,7 @@ __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D
     const SumsCut& cut = args.cut;
     float sums[kPanels][kFusedFeatures / 2];
     ColumnSums totals;
-    int64_t item = share.first;
-    int along = share.along, g = cut.segment_of(along);
+    int item = share.first, along = share.along, g = cut.segment_of(along);
     for (int i = 0; i < share.count;) {
         const int first = i, last = min(share.count, i + cut.end(g) - along);  // of this part
         for (; i < last; ++i) {
@@ -291,7 +292,7 @@ __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D
             barriers.values_free[(i - 1) % kValueStages].arrive();
         }
         wgmma_wait<0>();
-        float4* to = args.parts + cut.part(blockIdx.x, item, g) * (kSumsSize<D> / 4);
+        float4* to = args.parts + cut.part(static_cast<int>(blockIdx.x), item, g) * (kSumsSize<D> / 4);
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
             wgmma_settle(sums[panel]);
@@ -349,17 +350,21 @@ __device__ __forceinline__ void store_start(float* start, int place, float4 x) {
     to[0] = x.x, to[D] = x.y, to[8] = x.z, to[D + 8] = x.w;
 }
 
+// A row of thread blocks an item.
 template <int D>
-__global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut, int64_t items) {
+__global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut) {
     constexpr int kSize = kSumsSize<D> / 4, kAhead = 4;  // loads under way at a time
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * kFusedThreads + threadIdx.x;
-    if (i >= items * kSize) return;
-    const int64_t item = i / kSize, first = item * cut.count;
-    const int place = static_cast<int>(i % kSize);
+    extern __shared__ int2 shares[];                     // of each segment, first and last
+    const int item = static_cast<int>(blockIdx.y), first = item * cut.count;
+    for (int g = threadIdx.x; g < cut.segments; g += kFusedThreads)
+        shares[g] = make_int2(cut.share_of(first + (g == 0 ? 0 : cut.end(g - 1))), cut.share_of(first + cut.end(g) - 1));
+    __syncthreads();
+    const int place = static_cast<int>(blockIdx.x) * kFusedThreads + static_cast<int>(threadIdx.x);
+    if (place >= kSize) return;
     float4 sum = make_float4(0, 0, 0, 0);
-    for (int g = 0, begin = 0; g < cut.segments; ++g) {
-        const int end = cut.end(g), last = cut.share_of(first + end - 1);
-        for (int share = cut.share_of(first + begin); share <= last; share += kAhead) {
+    for (int g = 0; g < cut.segments; ++g) {
+        const int last = shares[g].y;
+        for (int share = shares[g].x; share <= last; share += kAhead) {
             float4 next[kAhead];
 #pragma unroll
             for (int j = 0; j < kAhead; ++j)
@@ -369,8 +374,7 @@ __global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut, i
                 if (share + j <= last)
                     sum.x += next[j].x, sum.y += next[j].y, sum.z += next[j].z, sum.w += next[j].w;
         }
-        store_start<D>(starts + (item * cut.segments + g) * kSumsSize<D>, place, sum);
-        begin = end;
+        store_start<D>(starts + (int64_t{item} * cut.segments + g) * kSumsSize<D>, place, sum);
     }
 }
 
@@ -392,8 +396,8 @@ void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stre
             LC_LAUNCHED("hybrid_attention", queue);
         });
         constexpr int kSize = kSumsSize<dim()> / 4;
-        starts_kernel<dim()><<<grid_x(ceil_div(s.items * kSize, kFusedThreads)), kFusedThreads, 0, queue>>>(
-            args.parts, starts, cut, s.items);
+        const dim3 grid(static_cast<unsigned>(ceil_div(kSize, kFusedThreads)), static_cast<unsigned>(s.items));
+        starts_kernel<dim()><<<grid, kFusedThreads, cut.segments * sizeof(int2), queue>>>(args.parts, starts, cut);
         LC_LAUNCHED("hybrid_attention", queue);
     });
 }
