@@ -69,12 +69,8 @@ constexpr Op kNone = Op::None, kTransposed = Op::Transpose;
 template <class Projection>
 LoraFactors factors_of(const std::vector<Projection>& projections, int64_t rows, DType dtype, Stream stream) {
     std::vector<LoraFactor> factors;
-    int64_t width = 0;
-    for (const Projection& i : projections) {
-        factors.push_back({i.a, i.b, i.s});
-        width += lora_columns(i.a.size(0));
-    }
-    return make_lora_factors(factors, dtype, lora_sm90_counters(rows, width), stream);
+    for (const Projection& i : projections) factors.push_back({i.a, i.b, i.s});
+    return make_lora_factors(factors, dtype, lora_sm90_counters(rows), stream);
 }
 
 template <class Projection>
@@ -164,7 +160,7 @@ struct Backward {
         LoraSides wanted;
         for (const auto& i : args.projections) {
             if (i.da && lora_sm90_takes(x)) wanted.x = &x;
-            if (i.db) wanted.p = &p;
+            if (i.db && lora_sm90_takes(p)) wanted.p = &p;
         }
         return wanted;
     }

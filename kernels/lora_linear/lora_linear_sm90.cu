@@ -37,17 +37,24 @@ using namespace lora_sm90;
 struct Barriers {
     Barrier full[kStages], free[kStages];
     SoloBarriers low, da;
-    __device__ void init(bool observes) {
-        for (int i = 0; i < kStages; ++i)
-            full[i].init(1), free[i].init(kPair * kConsumerWarps + (observes ? kObservers : 0));
+    ObserverBarriers p;
+    __device__ void init() {
+        for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(kPair * kConsumerWarps);
         low.init(), da.init();
+        p.full.init(1), p.free.init(kConsumerWarps);
         fence_barriers();
     }
 };
 static_assert(kBytes<Major::K> + static_cast<int>(sizeof(Barriers)) + 1024 <= kSharedLimit &&
-                  kBytes<Major::MN> + static_cast<int>(sizeof(Barriers) + sizeof(Observer::Memory)) + 1024 <=
-                      kSharedLimit,
-              "tiles, and barriers and dB in static memory");
+                  kBytes<Major::MN> + static_cast<int>(sizeof(Barriers)) + 1024 <= kSharedLimit,
+              "tiles, and barriers in static memory");
+
+__device__ __forceinline__ TileA tile_of_p(__nv_bfloat16* shared) {
+    return {shared + kStages * (kStageBytes / 2)};
+}
+__device__ __forceinline__ Observer::Sums& sums_of(__nv_bfloat16* shared) {
+    return *reinterpret_cast<Observer::Sums*>(tile_of_p(shared).data + TileA::kBytes / 2);
+}
 
 template <Major B>
 struct Stage {
@@ -56,6 +63,11 @@ struct Stage {
     __device__ __forceinline__ TileA a() const { return {base}; }
     __device__ __forceinline__ TileB<B> b() const { return {base + TileA::kBytes / 2}; }
 };
+
+template <Major B, int N>
+using LowSolo = Solo<N, Major::K, kBytes<B>>;
+template <int N>
+using DaSolo = Solo<N, Major::MN, kBytes<Major::MN>>;
 
 // --- the producer ---
 
@@ -90,30 +102,34 @@ struct Producer {
         ring.next();
     }
     __device__ __forceinline__ void outputs() {
-        const int row_tiles = row_tiles_of(args.rows);
+        int p_phase = 1;
         for_each_tile(args, [&](const Tile& tile) {
             const Output& output = args.outputs[tile.output];
+            if (args.observes) {
+                barriers.p.free.wait(p_phase), p_phase ^= 1;
+                barriers.p.full.expect(TileA::kBytes);
+                copy_panel(tile_of_p(shared).data, args.p, tile.row, 0, barriers.p.full);
+            }
             for (int i = output.first; i < output.first + output.count; ++i)
                 for (int k = 0; k < args.factors[i].steps; ++k)
                     step(args.factors[i].left, k * kK, args.factors[i].right, k * kK, tile);
             await_previous_kernel();  // zeroed the counters, and made the factors
-            for (int k = output.low_first; k < output.low_first + output.low_steps; ++k) {
-                await_count(args.ready + k * row_tiles + tile.row_tile, 1);
+            await_count(args.ready + tile.row_tile, 1);
+            for (int k = output.low_first; k < output.low_first + output.low_steps; ++k)
                 step(args.low_left, k * kK, output.low_right, k * kK, tile);
-            }
         });
         for (int i = 0; i < kStages; ++i) barriers.free[ring.stage].wait(ring.phase ^ 1), ring.next();
     }
     __device__ __forceinline__ void run() {
         outputs();
         await_previous_kernel();
-        with_ranks<B == Major::MN>(args.width, [&](auto ranks) {
-            SoloProducer<Solo<ranks(), kBytes<B>>> solo{args, shared, barriers.low, {}};
-            solo.template low<B>(), solo.drain();
+        with_ranks(args.low_ranks, [&](auto ranks) {
+            SoloProducer<LowSolo<B, ranks()>> solo{args, shared, barriers.low, {}};
+            solo.low(), solo.drain();
         });
         if constexpr (B == Major::MN)
-            with_ranks<false>(args.width, [&](auto ranks) {
-                SoloProducer<Solo<ranks(), kBytes<B>>>{args, shared, barriers.da, {}}.da();
+            with_ranks(args.da_ranks, [&](auto ranks) {
+                SoloProducer<DaSolo<ranks()>>{args, shared, barriers.da, {}}.da();
             });
     }
 };
@@ -159,7 +175,11 @@ struct Consumer {
         previous = ring.stage;
         ring.next();
     }
-    __device__ __forceinline__ void outputs() {
+    __device__ __forceinline__ void observe(Observer& observer, int step) {
+        if constexpr (B == Major::MN)
+            if (step == observer.next) observer.add(Stage<B>(shared, ring.stage).a(), step);
+    }
+    __device__ __forceinline__ void outputs(Observer& observer) {
         Held held;
         for_each_tile(args, [&](const Tile& tile) {
             const Output& output = args.outputs[tile.output];
@@ -167,12 +187,16 @@ struct Consumer {
             for (int i = output.first; i < output.first + output.count; ++i) steps += args.factors[i].steps;
             float sum[kN / 2];
             if (steps < Held::kParts) held.store_all<false>();
+            observer.begin_tile();
 #pragma unroll
             for (int step = 0; step < Held::kParts; ++step) {
                 if (step >= steps) break;
-                multiply<kK / 16>(sum, 0, step > 0), held.store<false>(step), pass(previous);
+                multiply<kK / 16>(sum, 0, step > 0), observe(observer, step);
+                held.store<false>(step), pass(previous);
             }
-            for (int step = Held::kParts; step < steps; ++step) multiply<kK / 16>(sum, 0, true), pass(previous);
+            for (int step = Held::kParts; step < steps; ++step)
+                multiply<kK / 16>(sum, 0, true), observe(observer, step), pass(previous);
+            observer.end_tile();
             for (int step = 0; step < output.low_steps; ++step) {
                 const int first = step == 0 ? output.low_begin : 0;
                 const int count = ((step + 1 == output.low_steps ? output.low_end : kK) - first) / 16;
@@ -192,51 +216,18 @@ struct Consumer {
         held.store_all<false>();
     }
     __device__ __forceinline__ void run() {
-        outputs();
-        with_ranks<B == Major::MN>(args.width, [&](auto ranks) {
-            SoloConsumer<Solo<ranks(), kBytes<B>>>{args, shared, barriers.low, warpgroup, {}}.template low<B>();
+        Observer observer(args, sums_of(shared), tile_of_p(shared), barriers.p, warpgroup);
+        outputs(observer);
+        observer.store();
+        with_ranks(args.low_ranks, [&](auto ranks) {
+            SoloConsumer<LowSolo<B, ranks()>>{args, shared, barriers.low, warpgroup, {}}.low();
         });
         if constexpr (B == Major::MN)
-            with_ranks<false>(args.width, [&](auto ranks) {
-                SoloConsumer<Solo<ranks(), kBytes<B>>>{args, shared, barriers.da, warpgroup, {}}.da();
+            with_ranks(args.da_ranks, [&](auto ranks) {
+                SoloConsumer<DaSolo<ranks()>>{args, shared, barriers.da, warpgroup, {}}.da();
             });
     }
 };
-
-// --- the observers of dy ---
-
-__device__ __forceinline__ void observe(const Args& args, __nv_bfloat16* shared, Barriers& barriers,
-                                        Observer::Memory& memory) {
-    Observer observer{args, memory};
-    observer.clear();
-    Turn<kStages> ring;
-    const int column_tiles = column_tiles_of(args), cluster = blockIdx.x / kPair;
-    const int column_tile = cluster % (kGroup * column_tiles) / kGroup;
-    const auto pass = [&](int step, auto&& use) {
-        barriers.full[ring.stage].wait(ring.phase);
-        if (step % column_tiles == column_tile) use(Stage<Major::MN>(shared, ring.stage).a());
-        release(barriers.free[ring.stage]);
-        ring.next();
-    };
-    for_each_tile(args, [&](const Tile& tile) {
-        observer.fetch_p(tile.row);
-        int step = 0;
-        bool there = false;
-        for (int i = 0; i < args.low_factors; ++i) {
-            bool loaded = false;
-            for (int k = 0; k < args.factors[i].steps; ++k, ++step)
-                pass(step, [&](const TileA& dy) {
-                    if (!there) observer.await_p(), there = true;
-                    if (!loaded) observer.load_p(i), loaded = true;
-                    observer.add(dy, step / column_tiles);
-                });
-        }
-        for (int k = 0; k < args.outputs[0].low_steps; ++k) pass(column_tile + 1, [](const TileA&) {});
-    });
-    const int slice =
-        (cluster / (kGroup * column_tiles) * kGroup + cluster % kGroup) * kPair + static_cast<int>(blockIdx.x) % kPair;
-    if (cluster < args.makers) observer.store(column_tile, column_tiles, slice);
-}
 
 #endif
 
@@ -249,15 +240,10 @@ __global__ void __launch_bounds__(kRoleThreads, 1) sum_of_products_kernel(const 
     __nv_bfloat16* const shared = aligned_shared(dynamic);
     const int warpgroup = warpgroup_index();
     next_kernel_may_start();
-    if (threadIdx.x == 0) barriers.init(args.observes);
+    if (threadIdx.x == 0) barriers.init();
     cluster_arrive(), cluster_wait();  // the other block's barriers are there as well
     if (warpgroup == kConsumers) {
         shrink_registers<kProducer>();
-        if constexpr (B == Major::MN) {
-            __shared__ Observer::Memory memory;
-            const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / kWarp;
-            if (args.observes && warp >= 1 && warp <= kObservers) observe(args, shared, barriers, memory);
-        }
         if (threadIdx.x == kConsumers * kWarpgroup)
             Producer<B>{args, shared, barriers, {}, static_cast<int>(blockIdx.x) % kPair}.run();
     } else {
@@ -293,14 +279,21 @@ int column_tiles_of_all(const Args& args) {
     return tiles;
 }
 
+// Ranks that are made at a time: what with_ranks knows.
+int ranks_at_a_time(int64_t ranks, int64_t most) {
+    for (const int64_t few : {8, 32, kLow})
+        if (ranks <= few) return static_cast<int>(few);
+    return static_cast<int>(most);
+}
+
 // Clusters that make outputs, and in all. The others make p or q: as many as the last wave leaves idle, a wave more where they would be late.
 struct Share {
     int makers, clusters;
 };
-Share share_of(const Args& args, int most, bool apart) {
+Share share_of(const Args& args, int most) {
     const int pairs = tiles_of(args.rows, kPair * kM), tiles = pairs * column_tiles_of_all(args);
     // Of 256 rows of p or q, in steps of a tile of outputs.
-    const float unit = args.width <= 32 ? 0.6f : apart || args.width <= kLow ? 0.8f : 1.4f;
+    const float unit = args.low_ranks <= 32 ? 0.6f : args.low_ranks <= kLow ? 0.8f : 1.4f;
     Share best{};
     float least = 0;
     for (int waves = tiles_of(tiles, most - 1); waves <= tiles; ++waves) {
@@ -344,20 +337,21 @@ bool lora_linear_has_sm90() {
     return false;
 }
 
-int64_t lora_sm90_counters(int64_t rows, int64_t width) {
-    return low_tiles_of(rows, width) + 2;
+int64_t lora_sm90_counters(int64_t rows) {
+    return row_tiles_of(rows) + 2;
 }
 
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
                        const LoraFactors& factors, const std::vector<DeviceOutRows>& y, void* p, Stream stream) {
     Args args = args_of(x.rows, factors, p);
-    args.low_factors = 1;
+    args.low_factors = 1, args.low_ranks = ranks_at_a_time(factors.width, 3 * kLow);
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];
         Factor& factor = args.factors[i];
         factor.left = left_map(x);
         factor.right = matrix_map(w[i].data, w[i].rows, w[i].columns, w[i].stride, kN / kPair);
-        factor.low_right = matrix_map(factors.a(), factors.width, factors.in, factors.in, kLow);
+        factor.low_right =
+            matrix_map(factors.a(), factors.width, factors.in, factors.in, std::min(args.low_ranks, kLow));
         factor.steps = tiles_of(x.columns, kK);
         factor.low_end = args.width;
         Output& output = args.outputs[args.output_count++] = Output(y[i]);
@@ -366,7 +360,7 @@ void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, co
         output.set_low(place.first_column, place.first_column + place.rank);
         output.low_right = matrix_map(factors.b_of(place), place.out, factors.width, factors.width, kN / kPair);
     }
-    const Share share = share_of(args, most_clusters<Major::K>(), false);
+    const Share share = share_of(args, most_clusters<Major::K>());
     args.makers = share.makers;
     launch<Major::K>(args, share.clusters, stream);
 }
@@ -377,23 +371,26 @@ LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector
     Args args = args_of(dx.rows, factors, q);
     args.low_factors = static_cast<int>(w.size()), args.output_count = 1;
     int steps = 0;
-    bool narrow = true;
+    int64_t rank = 0;  // the largest
+    for (const LoraFactors::Place& place : factors.places) rank = std::max(rank, place.rank);
+    args.low_ranks = ranks_at_a_time(rank, kLow);
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];
         Factor& factor = args.factors[i];
         factor.left = left_map(dy[i]);
         factor.right = matrix_map(w[i].data, w[i].rows, w[i].columns, w[i].stride, kK);
-        factor.low_right = matrix_map(factors.b_of(place), place.out, factors.width, factors.width, kK);
+        factor.low_right = matrix_map(factors.b_transposed_of(place), factors.width, place.out, factors.out,
+                                      std::min(args.low_ranks, kLow));
         factor.steps = tiles_of(dy[i].columns, kK), factor.columns = static_cast<int>(dy[i].columns);
         factor.low_first = static_cast<int>(place.first_column);
-        factor.low_end = static_cast<int>(place.first_column + place.rank);
-        steps += factor.steps, narrow = narrow && place.rank <= 8;
+        factor.low_end = static_cast<int>(place.first_column + lora_columns(place.rank));
+        steps += factor.steps;
     }
     Output& output = args.outputs[0] = Output(dx);
     output.count = static_cast<int>(w.size());
     output.set_low(0, factors.width);
     output.low_right = matrix_map(factors.a(), factors.width, factors.in, factors.in, kK);
-    const Share share = share_of(args, most_clusters<Major::MN>(), true);
+    const Share share = share_of(args, most_clusters<Major::MN>());
     args.makers = share.makers;
 
     LoraSums sums;
@@ -401,6 +398,7 @@ LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector
         const int slices = tiles_of(dx.rows, kSliceRows);
         sums.da_memory = DeviceScratch<float>(slices * factors.width * factors.in, stream);
         args.da = sums.da_memory.data(), args.in = static_cast<int>(factors.in);
+        args.da_ranks = ranks_at_a_time(factors.width, 3 * kLow);
         args.x = matrix_map(sides.x->data, sides.x->rows, sides.x->columns, sides.x->stride, kK);
         args.q = matrix_map(q, dx.rows, factors.width, factors.width, kK);
         for (const LoraFactors::Place& place : factors.places)
@@ -409,8 +407,8 @@ LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector
     // A block observes the same columns of dy in all of its tiles.
     const int columns = tiles_of(dx.columns, kN);
     const bool even = args.makers % (kGroup * columns) == 0 && tiles_of(dx.rows, kPair * kM) % kGroup == 0;
-    if (sides.p && narrow && even && tiles_of(steps, columns) <= kMostSteps) {
-        args.observes = true, args.p = sides.p->as<__nv_bfloat16>(), args.p_stride = sides.p->stride;
+    if (sides.p && rank <= 8 && even && steps >= kStages && tiles_of(steps, columns) <= kMostSteps) {
+        args.observes = true, args.p = left_map(*sides.p);
         const int slices = args.makers / columns * kPair;
         sums.db_memory = DeviceScratch<float>(slices * 8 * factors.out, stream);
         for (size_t i = 0; i < w.size(); ++i) {

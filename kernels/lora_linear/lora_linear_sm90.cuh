@@ -10,31 +10,32 @@ namespace lc::kernels::lora_sm90 {
 
 inline constexpr int kConsumers = 2, kRoles = 3;  // warpgroups
 inline constexpr int kRoleThreads = kRoles * kWarpgroup, kConsumerWarps = kConsumers * kWarpgroup / kWarp;
-inline constexpr int kObservers = 2;  // warps, beside the producer's thread
 inline constexpr int kM = 128, kN = 256, kK = 64,
-                     kLow = 64;  // rows of a block, columns, step of k, ranks that are counted together
+                     kLow = 64;  // rows of a block, columns, step of k, most ranks in one copy
 inline constexpr int kPair = 2, kStages = 4,
                      kGroup = 4;  // blocks of a cluster; steps under way; pairs whose tiles are taken together
-inline constexpr int kProducer = 56, kConsumer = 224;  // registers
+inline constexpr int kProducer = 40, kConsumer = 232;  // registers
 inline constexpr int kSliceRows = 512;                 // of x, for one partial sum of dA
-inline constexpr int kMostSteps = 12;                  // of k, whose dB one block keeps
+inline constexpr int kMostSteps = 8;                   // of k, whose dB one block keeps
 
 using TileA = WgmmaTile<kM, kK>;
 template <Major B>
 using TileB = std::conditional_t<B == Major::K, WgmmaTile<kN, kK>, WgmmaTile<kK, kN>>;
-using TileLow = WgmmaTile<kLow, kK>;  // [kLow,kK] or [kK,kLow]
+using TileLow = WgmmaTile<kLow, kK>;
 static_assert(kLow == kK);
 inline constexpr int kStageBytes = TileA::kBytes + TileB<Major::K>::kBytes;
-// In the forward room for four stages of the widest step for p.
+// In the forward there is room for four stages of the widest step for p, in the backward for p of this row tile and sums of dB.
 template <Major B>
-inline constexpr int kBytes = kTileAlignment + (B == Major::K ? 4 * 56 * 1024 : kStages * kStageBytes);
+inline constexpr int kBytes = kTileAlignment +
+                              (B == Major::K ? 4 * 56 * 1024
+                                             : kStages * kStageBytes + TileA::kBytes + kMostSteps * kWarpgroup * 16);
 
 // left [rows,k] x right (either [columns,k] or [k,columns]) is a share of an output.
 struct Factor {
     CUtensorMap left, right;
-    CUtensorMap low_right;           // for p or q
+    CUtensorMap low_right;           // [ranks,k], for p or q
     int steps = 0;                   // of kK
-    int low_first = 0, low_end = 0;  // columns of p or q that this factor has a share in
+    int low_first = 0, low_end = 0;  // columns of p or q that this factor makes
     float* db = nullptr;             // [slices,8,k], or null
     int columns = 0;                 // k
 };
@@ -71,16 +72,16 @@ struct Args {
     std::array<Output, kMostAdapted> outputs;
     CUtensorMap low_left;          // p or q as an operand
     __nv_bfloat16* low = nullptr;  // [rows,width]
-    int* ready = nullptr;          // [low tiles, 2 pairs], then how many there are in all, then the next unit of dA
+    int* ready = nullptr;          // [row tiles], then how many there are in all, then the next unit of dA
     int rows = 0, width = 0, low_factors = 0, output_count = 0;
-    int makers = 0;  // clusters that make outputs; the others make p or q
+    int low_ranks = 0;  // at a time, see with_ranks
+    int makers = 0;     // clusters that make outputs; the others make p or q
     // dA^T = x^T q and dB = dy^T p, if they are to be made too
     CUtensorMap x, q;     // boxes of kK rows
     float* da = nullptr;  // [slices of kSliceRows, width, In]
-    int in = 0;
-    bool observes = false;             // dB
-    const __nv_bfloat16* p = nullptr;  // [rows,width]
-    int64_t p_stride = 0;
+    int in = 0, da_ranks = 0;
+    bool observes = false;  // dB
+    CUtensorMap p;          // boxes of kM rows
 };
 
 __host__ __device__ constexpr int tiles_of(int64_t size, int tile) {
@@ -89,10 +90,6 @@ __host__ __device__ constexpr int tiles_of(int64_t size, int tile) {
 __host__ __device__ constexpr int row_tiles_of(int64_t rows) {
     return tiles_of(rows, kPair * kM) * kPair;
 }
-__host__ __device__ constexpr int low_tiles_of(int64_t rows, int64_t width) {
-    return row_tiles_of(rows) * tiles_of(width, kLow);
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 __device__ __forceinline__ int column_tiles_of(const Args& args) {
@@ -129,10 +126,6 @@ __device__ __forceinline__ void for_each_low_pair(const Args& args, F&& f) {
     const int first = static_cast<int>(blockIdx.x) - args.makers * kPair, pairs = tiles_of(args.rows, kPair * kM);
     if (first < 0) return;
     for (int pair = first; pair < pairs; pair += static_cast<int>(gridDim.x) - args.makers * kPair) f(pair);
-}
-
-__device__ __forceinline__ bool has_share(const Factor& factor, int low_column) {
-    return factor.low_first < low_column + kLow && factor.low_end > low_column;
 }
 
 // --- results ---

@@ -17,8 +17,8 @@ inline bool lora_sm90_takes(const DeviceOutRows& x) {
 }
 inline constexpr int64_t kLoraSm90Rows = 256;  // fewer are not worth a pair of tiles
 
-// Counters that make_lora_factors must leave for `rows` rows and `width` columns of p.
-int64_t lora_sm90_counters(int64_t rows, int64_t width);
+// Counters that make_lora_factors must leave for `rows` rows.
+int64_t lora_sm90_counters(int64_t rows);
 
 // p = x A^T,  y_i = x W_i^T + p B^T + bias_i; bias_i in bf16, or null
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,

@@ -43,10 +43,12 @@ __global__ void __launch_bounds__(kFactorThreads) factor_kernel(const __grid_con
     const int64_t step = static_cast<int64_t>(gridDim.x) * kFactorThreads, of_a = f.width * f.in;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kFactorThreads + threadIdx.x;
     for (int64_t i = first; i < f.counters; i += step) f.zeros[i] = 0;
-    for (int64_t i = first; i < of_a + f.width * f.out; i += step) {
-        const bool is_a = i < of_a;
+    for (int64_t i = first; i < of_a + 2 * f.width * f.out; i += step) {
+        const bool is_a = i < of_a, flipped = i - of_a >= f.width * f.out;
         // Row of a, or column of b: which rank of all.
-        const int64_t column = is_a ? i / f.in : (i - of_a) % f.width, other = is_a ? i % f.in : (i - of_a) / f.width;
+        const int64_t of_b = i - of_a - (flipped ? f.width * f.out : 0);
+        const int64_t column = is_a ? i / f.in : flipped ? of_b / f.out : of_b % f.width;
+        const int64_t other = is_a ? i % f.in : flipped ? of_b % f.out : of_b / f.width;
         float value = 0;
         for (int p = 0; p < f.count; ++p) {
             const int64_t r = column - f.first_column[p];
@@ -211,7 +213,7 @@ LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtyp
         result.width += lora_columns(rank), result.out += out;
     }
     args.in = result.in, args.out = result.out, args.width = result.width;
-    const int64_t numel = result.width * (result.in + result.out);
+    const int64_t numel = result.width * (result.in + 2 * result.out);
     result.memory =
         DeviceScratch<std::byte>(numel * size_of(dtype) + counters * static_cast<int64_t>(sizeof(int)), stream);
     args.zeros = result.counters();

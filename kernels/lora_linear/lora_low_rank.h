@@ -8,6 +8,7 @@ namespace lc::kernels {
 // The factors of all projections in the activations' dtype, side by side as p is, 0 between:
 //   a [width, In]        rows first(i) .. first(i) + R_i - 1 are A_i
 //   b [sum of Out, width] rows from out(i) on, columns from first(i) on, are s_i B_i; 0 elsewhere: p b^T and dy b need no i
+//   b_transposed [width, sum of Out]
 struct LoraFactors {
     int64_t in = 0, out = 0, width = 0;
     DType dtype = DType::f32;
@@ -20,8 +21,11 @@ struct LoraFactors {
     const std::byte* a() const { return memory.data(); }
     const std::byte* b() const { return memory.data() + width * in * size_of(dtype); }
     const std::byte* b_of(const Place& place) const { return b() + place.first_row * width * size_of(dtype); }
+    const std::byte* b_transposed_of(const Place& place) const {
+        return b() + (width * out + place.first_row) * size_of(dtype);
+    }
     // `count` zeros behind them, where more was asked for.
-    int* counters() const { return reinterpret_cast<int*>(memory.data() + width * (in + out) * size_of(dtype)); }
+    int* counters() const { return reinterpret_cast<int*>(memory.data() + width * (in + 2 * out) * size_of(dtype)); }
 };
 
 struct LoraFactor {

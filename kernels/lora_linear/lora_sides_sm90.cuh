@@ -3,8 +3,8 @@
 //   p or q   units of 256 rows, all of k, on blocks that make no outputs: sums of N ranks in registers
 //   dA       units of 256 columns of x and 512 rows, as x^T q; whoever has nothing else to do takes the next one. They start when all of
 //            q is there.
-//   dB       dy^T p from the tiles of dy that pass for dx: two warps beside the producer read them as well. Of the blocks with one
-//            row tile, that of column tile c keeps every column_tiles-th step of k, from step c on, in shared memory, through all of
+//   dB       dy^T p from the tiles of dy that pass for dx, by the consumers between two steps. Of the blocks with one row tile, that of
+//            column tile c takes every column_tiles-th step of k, from step c on, and keeps its sums in shared memory through all of
 //            its tiles: it has the same columns in each.
 //
 // Each block has a ring of its own for p, q and dA, in the memory of the pair's ring, which is empty by then.
@@ -16,7 +16,7 @@ namespace lc::kernels::lora_sm90 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 inline constexpr int kSoloStages = 4;
-enum NamedBarrier { kFirstWarpgroupBarrier = 1, kObserverBarrier = kFirstWarpgroupBarrier + kConsumers };
+enum NamedBarrier { kFirstWarpgroupBarrier = 1 };
 
 struct SoloBarriers {
     Barrier full[kSoloStages], free[kSoloStages];
@@ -26,46 +26,38 @@ struct SoloBarriers {
     }
 };
 
-// A stage of steps with N ranks, in `Bytes` of shared memory: 256 rows of a left operand and 64 of k, or 256 columns of x and 64 rows; and the right operand.
-template <int N, int Bytes>
+// A stage of steps with N ranks, in `Bytes` of shared memory: 256 rows of a left operand and 64 of k, or 256 columns of x and 64 rows; and the
+// right operand, [ranks,k] (K) or [k,ranks] (MN).
+template <int N, Major B, int Bytes>
 struct Solo {
-    static constexpr int kSums = N / 2, kRanks = (N + kLow - 1) / kLow * kLow;  // of a thread; ranks that are copied
-    static constexpr int kLeft = 2 * TileA::kBytes, kBytes = kLeft + kRanks * kK * 2;
+    static constexpr int kSums = N / 2, kBox = std::min(N, kLow), kCopies = N / kBox;  // of a thread; ranks of a copy
+    static constexpr int kLeft = 2 * TileA::kBytes, kRight = kCopies * (B == Major::K ? kBox : kLow) * kK * 2;
+    static constexpr int kBytes = (kLeft + kRight + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
     static constexpr int kStages = std::min(kSoloStages, (Bytes - kTileAlignment) / kBytes);
     static_assert(kStages >= 3);
-    using Rows = WgmmaTile<kRanks, kK>;     // ranks x k
-    using Columns = WgmmaTile<kK, kRanks>;  // k x ranks
+    using Rows = WgmmaTile<N, kK>;
+    using Columns = WgmmaTile<kK, kCopies * kLow>;
 
     __nv_bfloat16* base;
     __device__ __forceinline__ Solo(__nv_bfloat16* shared, int stage) : base(shared + stage * (kBytes / 2)) {}
     __device__ __forceinline__ TileA left(int i) const { return {base + i * TileA::kBytes / 2}; }
     __device__ __forceinline__ TileLow panel(int i) const { return {base + i * TileLow::kBytes / 2}; }
-    __device__ __forceinline__ __nv_bfloat16* right(int group = 0) const {
-        return base + kLeft / 2 + group * TileLow::kBytes / 2;
+    __device__ __forceinline__ __nv_bfloat16* right(int copy = 0) const {
+        return base + kLeft / 2 + copy * TileLow::kBytes / 2;
     }
 };
 
-// f(std::integral_constant), with as many ranks at a time as `width` asks for. In the backward of several layers ranks of one layer have
-// shares in sums over that layer's dy alone: no more than 64 then.
-template <bool Apart, class F>
-__device__ __forceinline__ void with_ranks(int width, F&& f) {
-    if (width <= 32)
+// f(std::integral_constant) with that many ranks at a time.
+template <class F>
+__device__ __forceinline__ void with_ranks(int ranks, F&& f) {
+    if (ranks == 8)
+        f(std::integral_constant<int, 8>{});
+    else if (ranks == 32)
         f(std::integral_constant<int, 32>{});
-    else if (Apart || width <= kLow)
+    else if (ranks == kLow)
         f(std::integral_constant<int, kLow>{});
     else
         f(std::integral_constant<int, 3 * kLow>{});
-}
-
-__device__ __forceinline__ int steps_of_low(const Args& args, int column, int ranks) {
-    int steps = 0;
-    for (int i = 0; i < args.low_factors; ++i)
-        for (int c = column; c < column + ranks; c += kLow)
-            if (has_share(args.factors[i], c)) {
-                steps += args.factors[i].steps;
-                break;
-            }
-    return steps;
 }
 
 // Units of dA: 256 columns of x, then slices of rows, then ranks.
@@ -96,6 +88,8 @@ __device__ __forceinline__ void await_count(const int* counter, int wanted) {
 
 template <class Solo>
 struct SoloProducer {
+    static constexpr int kRanks = Solo::kSums * 2;
+
     const Args& args;
     __nv_bfloat16* shared;
     SoloBarriers& barriers;
@@ -109,46 +103,42 @@ struct SoloProducer {
     __device__ __forceinline__ void drain() {
         for (int i = 0; i < Solo::kStages; ++i) begin(), ring.next();
     }
-    template <Major B>
-    __device__ __forceinline__ void low_step(const Factor& factor, int pair, int k, int column) {
-        Barrier& full = begin();
-        full.expect(Solo::kBytes);
-        const Solo stage(shared, ring.stage);
-        for (int i = 0; i < kPair; ++i) copy_panel(stage.left(i).data, factor.left, (pair * kPair + i) * kM, k, full);
-        for (int g = 0; g < Solo::kRanks / kLow; ++g) {
-            const int first = column + g * kLow;
-            copy_panel(stage.right(g), factor.low_right, B == Major::K ? first : k, B == Major::K ? k : first, full);
-        }
-        ring.next();
-    }
-    template <Major B>
     __device__ __forceinline__ void low() {
         for_each_low_pair(args, [&](int pair) {
-            for (int column = 0; column < args.width; column += Solo::kRanks)
-                for (int i = 0; i < args.low_factors; ++i)
-                    if (B == Major::K || has_share(args.factors[i], column))
-                        for (int k = 0; k < args.factors[i].steps; ++k)
-                            low_step<B>(args.factors[i], pair, k * kK, column);
+            for (int i = 0; i < args.low_factors; ++i) {
+                const Factor& factor = args.factors[i];
+                for (int column = factor.low_first; column < factor.low_end; column += Solo::kSums * 2)
+                    for (int k = 0; k < factor.steps; ++k) {
+                        Barrier& full = begin();
+                        full.expect(Solo::kLeft + Solo::kRight);
+                        const Solo stage(shared, ring.stage);
+                        for (int half = 0; half < kPair; ++half)
+                            copy_panel(stage.left(half).data, factor.left, (pair * kPair + half) * kM, k * kK, full);
+                        for (int copy = 0; copy < Solo::kCopies; ++copy)
+                            copy_panel(stage.right(copy), factor.low_right, column + copy * kLow, k * kK, full);
+                        ring.next();
+                    }
+            }
         });
     }
     __device__ __forceinline__ void da() {
-        const int units = Unit::count(args, Solo::kRanks), tiles = low_tiles_of(args.rows, args.width);
+        const int units = Unit::count(args, kRanks), tiles = row_tiles_of(args.rows);
         if (units == 0) return;
         await_count(args.ready + tiles, tiles);
         for (;;) {
             const int number = atomicAdd(args.ready + tiles + 1, 1);
             if (number >= units) break;
-            const Unit unit(args, number, Solo::kRanks);
+            const Unit unit(args, number, kRanks);
             for (int step = 0; step < unit.steps(args); ++step) {
                 Barrier& full = begin();
                 barriers.unit[ring.stage] = number;
-                full.expect(Solo::kBytes);
+                full.expect(Solo::kLeft + Solo::kRight);
                 const Solo stage(shared, ring.stage);
                 const int row = unit.first_row() + step * kK;
                 for (int i = 0; i < 4; ++i)
                     copy_panel(stage.panel(i).data, args.x, row, (unit.strip * 4 + i) * kK, full);
-                for (int g = 0; g < Solo::kRanks / kLow; ++g)
-                    copy_panel(stage.right(g), args.q, row, unit.first_rank + g * kLow, full);
+                for (int copy = 0; copy < Solo::kCopies; ++copy)
+                    copy_panel(stage.right(copy), args.q, row, unit.first_rank + copy * kLow, full);
                 ring.next();
             }
         }
@@ -162,7 +152,8 @@ struct SoloProducer {
 
 template <class Solo>
 struct SoloConsumer {
-    static constexpr int N = Solo::kSums * 2;
+    static constexpr int kRanks = Solo::kSums * 2;
+
     const Args& args;
     __nv_bfloat16* shared;
     SoloBarriers& barriers;
@@ -171,7 +162,7 @@ struct SoloConsumer {
 
     // sum[m] over `steps` stages; operands of step k within a stage: left(stage, m, k), right(stage, k).
     template <Major A, Major B, class Left, class Right>
-    __device__ __forceinline__ void accumulate(float (&sum)[2][N / 2], int steps, Left&& left, Right&& right) {
+    __device__ __forceinline__ void accumulate(float (&sum)[2][kRanks / 2], int steps, Left&& left, Right&& right) {
         int previous = 0;
         for (int step = 0; step < steps; ++step) {
             const Solo stage(shared, ring.stage);
@@ -193,55 +184,53 @@ struct SoloConsumer {
         release(barriers.free[previous]);
     }
 
-    template <Major B>
     __device__ __forceinline__ void low() {
         for_each_low_pair(args, [&](int pair) {
-            for (int column = 0; column < args.width; column += Solo::kRanks) {
-                float sum[2][N / 2];
-                accumulate<Major::K, B>(
-                    sum, steps_of_low(args, column, Solo::kRanks),
-                    [&](const Solo& stage, int m, int k) { return k_major(stage.left(warpgroup), 64 * m) + k; },
-                    [&](const Solo& stage, int k) {
-                        if constexpr (B == Major::K)
-                            return k_major(typename Solo::Rows{stage.right()}) + k;
-                        else
-                            return mn_major(typename Solo::Columns{stage.right()}) + 64 * k;
-                    });
-                store_low(pair * kPair + warpgroup, column, sum);
+            const int row_tile = pair * kPair + warpgroup;
+            for (int i = 0; i < args.low_factors; ++i) {
+                const Factor& factor = args.factors[i];
+                for (int column = factor.low_first; column < factor.low_end; column += kRanks) {
+                    float sum[2][kRanks / 2];
+                    accumulate<Major::K, Major::K>(
+                        sum, factor.steps,
+                        [&](const Solo& stage, int m, int k) { return k_major(stage.left(warpgroup), 64 * m) + k; },
+                        [&](const Solo& stage, int k) { return k_major(typename Solo::Rows{stage.right()}) + k; });
+                    store_low(row_tile, column, factor.low_end, sum);
+                }
             }
+            announce_low(row_tile);
         });
     }
-    // Rows of p or q, and the word to those that wait for them.
-    __device__ __forceinline__ void store_low(int row_tile, int first_column, const float (&sum)[2][N / 2]) const {
+    __device__ __forceinline__ void store_low(int row_tile, int first_column, int end,
+                                              const float (&sum)[2][kRanks / 2]) const {
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
-            for (int i = 0; i < N / 4; ++i) {
+            for (int i = 0; i < kRanks / 4; ++i) {
                 const int row = row_tile * kM + 64 * m + accumulator_row() + i % 2 * 8;
                 const int column = first_column + i / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2;
-                if (row < args.rows && column < args.width)
+                if (row < args.rows && column < end)
                     *reinterpret_cast<uint32_t*>(args.low + static_cast<int64_t>(row) * args.width + column) =
                         pack_bf16(sum[m][2 * i], sum[m][2 * i + 1]);
             }
+    }
+    // To those that wait for these rows, or for all.
+    __device__ __forceinline__ void announce_low(int row_tile) const {
         asm volatile("fence.proxy.async.global;" ::: "memory");
         __threadfence();
         named_sync<kWarpgroup>(kFirstWarpgroupBarrier + warpgroup);
-        if (threadIdx.x % kWarpgroup != 0) return;
-        const int row_tiles = row_tiles_of(args.rows), groups = tiles_of(args.width, kLow);
-        for (int g = first_column / kLow; g < min(groups, (first_column + Solo::kRanks) / kLow); ++g) {
-            atomicAdd(args.ready + g * row_tiles + row_tile, 1);
-            atomicAdd(args.ready + groups * row_tiles, 1);
-        }
+        if (threadIdx.x % kWarpgroup == 0)
+            atomicAdd(args.ready + row_tile, 1), atomicAdd(args.ready + row_tiles_of(args.rows), 1);
     }
 
     __device__ __forceinline__ void da() {
-        if (Unit::count(args, Solo::kRanks) == 0) return;
+        if (Unit::count(args, kRanks) == 0) return;
         for (;;) {
             barriers.full[ring.stage].wait(ring.phase);
             const int number = barriers.unit[ring.stage];
             if (number < 0) return;
-            const Unit unit(args, number, Solo::kRanks);
-            float sum[2][N / 2];
+            const Unit unit(args, number, kRanks);
+            float sum[2][kRanks / 2];
             accumulate<Major::MN, Major::MN>(
                 sum, unit.steps(args),
                 [&](const Solo& stage, int m, int k) { return mn_major(stage.panel(2 * warpgroup + m)) + 64 * k; },
@@ -249,12 +238,12 @@ struct SoloConsumer {
             store_da(unit, sum);
         }
     }
-    __device__ __forceinline__ void store_da(const Unit& unit, const float (&sum)[2][N / 2]) const {
+    __device__ __forceinline__ void store_da(const Unit& unit, const float (&sum)[2][kRanks / 2]) const {
         float* to = args.da + static_cast<int64_t>(unit.slice) * args.width * args.in;
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
-            for (int i = 0; i < N / 2; ++i) {
+            for (int i = 0; i < kRanks / 2; ++i) {
                 const int rank = unit.first_rank + i / 4 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + i % 2;
                 const int column = (unit.strip * 4 + 2 * warpgroup + m) * kK + accumulator_row() + i / 2 % 2 * 8;
                 if (rank < args.width && column < args.in)
@@ -265,75 +254,68 @@ struct SoloConsumer {
 
 // --- dB ---
 
+struct ObserverBarriers {
+    Barrier full, free;  // p of this row tile
+};
+
+// A consumer warpgroup's share: steps c + (2 i + warpgroup) column_tiles.
 struct Observer {
-    static constexpr int kSide = kK / kObservers;  // columns of a warp
-    struct Memory {
-        float4 sums[kMostSteps][kObservers][kSide / 16]
-                   [kWarp];                    // [16 columns, 8 ranks] each, as the warp's lanes hold them
-        __nv_bfloat16 p[kMostAdapted][kM][8];  // of this row tile
-    };
+    using Sums = float4[kMostSteps][kWarpgroup];  // [64 columns of dy, 8 ranks] each, as a warpgroup holds them
 
     const Args& args;
-    Memory& memory;
-    int warp = static_cast<int>(threadIdx.x) % kWarpgroup / kWarp - 1, lane = static_cast<int>(threadIdx.x) % kWarp;
-    FragmentB p[kM / 32];  // of one layer: 16 rows and 8 ranks in two registers each
+    Sums& sums;
+    TileA p;  // columns are ranks of all layers
+    ObserverBarriers& barriers;
+    int warpgroup;
+    int first, stride, next = 0, phase = 0, thread = static_cast<int>(threadIdx.x) % kWarpgroup;
 
-    __device__ __forceinline__ void clear() {
-        for (int step = 0; step < kMostSteps; ++step)
-            for (int m = 0; m < kSide / 16; ++m) memory.sums[step][warp][m][lane] = make_float4(0, 0, 0, 0);
+    __device__ __forceinline__ Observer(const Args& a, Sums& s, TileA p_tile, ObserverBarriers& b, int w)
+        : args(a), sums(s), p(p_tile), barriers(b), warpgroup(w) {
+        const int column_tiles = column_tiles_of(args);
+        first = static_cast<int>(blockIdx.x) / kPair % (kGroup * column_tiles) / kGroup, stride = column_tiles;
+        for (int i = warpgroup; args.observes && i < kMostSteps; i += kConsumers)
+            sums[i][thread] = make_float4(0, 0, 0, 0);
     }
-    __device__ __forceinline__ void fetch_p(int first_row) {
-        named_sync<kObservers * kWarp>(kObserverBarrier);  // nobody reads the last one
-        for (int i = 0; i < args.low_factors; ++i)
-            for (int row = warp * kWarp + lane; row < kM; row += kObservers * kWarp) {
-                const bool valid = first_row + row < args.rows;
-                copy_async(memory.p[i][row],
-                           args.p + (valid ? (first_row + row) * args.p_stride + args.factors[i].low_first : 0), valid);
-            }
-        copy_async_commit();
+    __device__ __forceinline__ void begin_tile() { next = args.observes ? first + warpgroup * stride : -1; }
+    __device__ __forceinline__ void end_tile() {
+        if (!args.observes) return;
+        release(barriers.free), phase ^= 1;
     }
-    __device__ __forceinline__ void await_p() {
-        copy_async_wait<0>();
-        named_sync<kObservers * kWarp>(kObserverBarrier);
-    }
-    __device__ __forceinline__ void load_p(int layer) {
-#pragma unroll
-        for (int i = 0; i < kM / 32; ++i) ldmatrix_transposed(p[i].r, memory.p[layer][32 * i + lane]);
-    }
+    // dy is there; nothing but this product is waited for longer than it takes.
     __device__ __forceinline__ void add(const TileA& dy, int step) {
+        barriers.full.wait(phase);
+        int layer = 0;
+        for (int past = args.factors[0].steps; step >= past; past += args.factors[layer].steps) ++layer;
+        float4& kept = sums[step / stride][thread];
+        float sum[4] = {kept.x, kept.y, kept.z, kept.w};
+        const WgmmaDescriptor left = mn_major(dy), right = mn_major(p) + args.factors[layer].low_first;
+        wgmma_fence();
 #pragma unroll
-        for (int m = 0; m < kSide / 16; ++m) {
-            float4& kept = memory.sums[step][warp][m][lane];
-            Accumulator sum{{kept.x, kept.y, kept.z, kept.w}};
-            const int column = warp * kSide + 16 * m + lane / 8 % 2 * 8;
-#pragma unroll
-            for (int k = 0; k < kM; k += 16) {
-                FragmentA a;
-                ldmatrix_transposed(a.r, dy.chunk(k + lane % 8 + lane / 16 * 8, column));
-                mma(sum, a, p[k / 32], k / 16 % 2);
-            }
-            kept = make_float4(sum.c[0], sum.c[1], sum.c[2], sum.c[3]);
-        }
+        for (int k = 0; k < kM; k += 16) wgmma_ss<Major::MN, Major::MN>(sum, left + 64 * k, right + 64 * k, true);
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_settle(sum);
+        kept = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        next += kConsumers * stride;
     }
-    // Steps first, first + stride, ... of k over all factors.
-    __device__ __forceinline__ void store(int first, int stride, int slice) const {
+    __device__ __forceinline__ void store() const {
+        const int cluster = static_cast<int>(blockIdx.x) / kPair, half = static_cast<int>(blockIdx.x) % kPair;
+        if (!args.observes || cluster >= args.makers) return;
+        const int slice = (cluster / (kGroup * stride) * kGroup + cluster % kGroup) * kPair + half;
         int past = 0;
-        for (int i = 0; i < args.low_factors; ++i) {
+        for (int i = 0; i < args.low_factors; past += args.factors[i++].steps) {
             const Factor& factor = args.factors[i];
-            for (int step = first; factor.db && step < past + factor.steps; step += stride) {
+            float* to = factor.db + static_cast<int64_t>(slice) * 8 * factor.columns;
+            for (int step = first + warpgroup * stride; step < past + factor.steps; step += kConsumers * stride) {
                 if (step < past) continue;
-                float* to = factor.db + static_cast<int64_t>(slice) * 8 * factor.columns;
-                for (int m = 0; m < kSide / 16; ++m) {
-                    const float4 kept = memory.sums[step / stride][warp][m][lane];
-                    const float values[4] = {kept.x, kept.y, kept.z, kept.w};
-                    for (int e = 0; e < 4; ++e) {
-                        const int column = (step - past) * kK + warp * kSide + 16 * m + lane / 4 + e / 2 * 8;
-                        const int rank = lane % 4 * 2 + e % 2;
-                        if (column < factor.columns) to[rank * factor.columns + column] = values[e];
-                    }
+                const float4 kept = sums[step / stride][thread];
+                const float values[4] = {kept.x, kept.y, kept.z, kept.w};
+                for (int e = 0; e < 4; ++e) {
+                    const int column = (step - past) * kK + accumulator_row() + e / 2 * 8,
+                              rank = thread % 4 * 2 + e % 2;
+                    if (column < factor.columns) to[rank * factor.columns + column] = values[e];
                 }
             }
-            past += factor.steps;
         }
     }
 };

@@ -65,7 +65,7 @@ LC_OP_CASES(lora_linear) {
         add(c);
     };
     add_heavy("fused_tile", {256, 64}, {{256, 8, 2.0}});
-    add_heavy("fused_qkv", {2, 497, 200}, {{264, 8, 2.0, true}, {136, 8, 2.0}, {72, 8, 2.0, true}});
+    add_heavy("fused_qkv", {2, 497, 200}, {{264, 8, 2.0, true}, {72, 8, 2.0}, {40, 8, 2.0, true}});
     add_heavy("fused_many_rows", {1111, 64}, {{520, 5, 2.0}});
     add_heavy("fused_ranks", {300, 136}, {{160, 24, 2.0}, {64, 64, 0.5}, {8, 16, 1.0}});
     using namespace llama8b;

@@ -133,7 +133,16 @@ __device__ __forceinline__ void fence_async_proxy() {
     "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 // clang-format on
 
-// C [64,32], [64,64], [64,128], [64,192] or [64,256] (A K-major) (+)= A B, both from shared memory.
+// C [64,8], [64,32], [64,64], [64,128], [64,192] or [64,256] (A K-major) (+)= A B, both from shared memory.
+template <Major B, Major A = Major::K>
+__device__ __forceinline__ void wgmma_ss(float (&c)[4], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, p, 1, 1, %7, %8;\n}"
+        : LC_WGMMA_C4(0)
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
+          "n"(B == Major::MN ? 1 : 0));
+}
 template <Major B, Major A = Major::K>
 __device__ __forceinline__ void wgmma_ss(float (&c)[16], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
     asm volatile(
