@@ -114,7 +114,7 @@ struct Producer {
                 for (int k = 0; k < args.factors[i].steps; ++k)
                     step(args.factors[i].left, k * kK, args.factors[i].right, k * kK, tile);
             await_previous_kernel();  // zeroed the counters, and made the factors
-            await_count(args.ready + tile.row_tile, 1);
+            await_count(args.ready + tile.row_tile, args.low_blocks);
             for (int k = output.low_first; k < output.low_first + output.low_steps; ++k)
                 step(args.low_left, k * kK, output.low_right, k * kK, tile);
         });
@@ -123,12 +123,12 @@ struct Producer {
     __device__ __forceinline__ void run() {
         outputs();
         await_previous_kernel();
-        with_ranks(args.low_ranks, [&](auto ranks) {
+        with_ranks<false>(args.low_ranks, [&](auto ranks) {
             SoloProducer<LowSolo<B, ranks()>> solo{args, shared, barriers.low, {}};
             solo.low(), solo.drain();
         });
         if constexpr (B == Major::MN)
-            with_ranks(args.da_ranks, [&](auto ranks) {
+            with_ranks<true>(args.da_ranks, [&](auto ranks) {
                 SoloProducer<DaSolo<ranks()>>{args, shared, barriers.da, {}}.da();
             });
     }
@@ -175,9 +175,14 @@ struct Consumer {
         previous = ring.stage;
         ring.next();
     }
-    __device__ __forceinline__ void observe(Observer& observer, int step) {
-        if constexpr (B == Major::MN)
-            if (step == observer.next) observer.add(Stage<B>(shared, ring.stage).a(), step);
+    __device__ __forceinline__ bool observe(Observer& observer, int step) {
+        if constexpr (B == Major::MN) {
+            if (step != observer.next) return false;
+            barriers.full[ring.stage].wait(ring.phase);
+            observer.begin(Stage<B>(shared, ring.stage).a(), step);
+            return true;
+        }
+        return false;
     }
     __device__ __forceinline__ void outputs(Observer& observer) {
         Held held;
@@ -191,11 +196,15 @@ struct Consumer {
 #pragma unroll
             for (int step = 0; step < Held::kParts; ++step) {
                 if (step >= steps) break;
-                multiply<kK / 16>(sum, 0, step > 0), observe(observer, step);
-                held.store<false>(step), pass(previous);
+                const bool observed = observe(observer, step);
+                multiply<kK / 16>(sum, 0, step > 0), held.store<false>(step), pass(previous);
+                if (observed) observer.keep(step);
             }
-            for (int step = Held::kParts; step < steps; ++step)
-                multiply<kK / 16>(sum, 0, true), observe(observer, step), pass(previous);
+            for (int step = Held::kParts; step < steps; ++step) {
+                const bool observed = observe(observer, step);
+                multiply<kK / 16>(sum, 0, true), pass(previous);
+                if (observed) observer.keep(step);
+            }
             observer.end_tile();
             for (int step = 0; step < output.low_steps; ++step) {
                 const int first = step == 0 ? output.low_begin : 0;
@@ -219,11 +228,11 @@ struct Consumer {
         Observer observer(args, sums_of(shared), tile_of_p(shared), barriers.p, warpgroup);
         outputs(observer);
         observer.store();
-        with_ranks(args.low_ranks, [&](auto ranks) {
+        with_ranks<false>(args.low_ranks, [&](auto ranks) {
             SoloConsumer<LowSolo<B, ranks()>>{args, shared, barriers.low, warpgroup, {}}.low();
         });
         if constexpr (B == Major::MN)
-            with_ranks(args.da_ranks, [&](auto ranks) {
+            with_ranks<true>(args.da_ranks, [&](auto ranks) {
                 SoloConsumer<DaSolo<ranks()>>{args, shared, barriers.da, warpgroup, {}}.da();
             });
     }
@@ -292,15 +301,21 @@ struct Share {
 };
 Share share_of(const Args& args, int most) {
     const int pairs = tiles_of(args.rows, kPair * kM), tiles = pairs * column_tiles_of_all(args);
-    // Of 256 rows of p or q, in steps of a tile of outputs.
-    const float unit = args.low_ranks <= 32 ? 0.6f : args.low_ranks <= kLow ? 0.8f : 1.4f;
+    int steps = 0, low_steps = 0;  // of an output, of all of p or q
+    for (int i = 0; i < args.outputs[0].count; ++i) steps += args.factors[i].steps;
+    for (int i = 0; i < args.low_factors; ++i)
+        low_steps +=
+            args.factors[i].steps * tiles_of(args.factors[i].low_end - args.factors[i].low_first, args.low_ranks);
+    // Of 256 rows, in tiles of outputs.
+    const float low = (args.low_ranks < kLow ? 0.6f : 0.8f) * static_cast<float>(low_steps) / static_cast<float>(steps);
     Share best{};
     float least = 0;
     for (int waves = tiles_of(tiles, most - 1); waves <= tiles; ++waves) {
         if (best.makers > 0 && static_cast<float>(waves) >= least) break;
-        const int makers = tiles_of(tiles, waves), helpers = std::min(most - makers, tiles_of(pairs, kPair));
+        const int makers = tiles_of(tiles, waves);
+        const int helpers = std::min(most - makers, tiles_of(pairs * args.low_blocks, kPair));
         const float time =
-            std::max(static_cast<float>(waves), unit * static_cast<float>(tiles_of(pairs, helpers * kPair)));
+            std::max(static_cast<float>(waves), low * static_cast<float>(pairs) / static_cast<float>(helpers * kPair));
         if (best.makers == 0 || time < least) least = time, best = {makers, makers + helpers};
     }
     return best;
@@ -344,14 +359,14 @@ int64_t lora_sm90_counters(int64_t rows) {
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
                        const LoraFactors& factors, const std::vector<DeviceOutRows>& y, void* p, Stream stream) {
     Args args = args_of(x.rows, factors, p);
-    args.low_factors = 1, args.low_ranks = ranks_at_a_time(factors.width, 3 * kLow);
+    args.low_factors = 1, args.low_ranks = ranks_at_a_time(factors.width, kLow);
+    args.low_blocks = tiles_of(factors.width, args.low_ranks);
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];
         Factor& factor = args.factors[i];
         factor.left = left_map(x);
         factor.right = matrix_map(w[i].data, w[i].rows, w[i].columns, w[i].stride, kN / kPair);
-        factor.low_right =
-            matrix_map(factors.a(), factors.width, factors.in, factors.in, std::min(args.low_ranks, kLow));
+        factor.low_right = matrix_map(factors.a(), factors.width, factors.in, factors.in, args.low_ranks);
         factor.steps = tiles_of(x.columns, kK);
         factor.low_end = args.width;
         Output& output = args.outputs[args.output_count++] = Output(y[i]);
@@ -379,11 +394,12 @@ LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector
         Factor& factor = args.factors[i];
         factor.left = left_map(dy[i]);
         factor.right = matrix_map(w[i].data, w[i].rows, w[i].columns, w[i].stride, kK);
-        factor.low_right = matrix_map(factors.b_transposed_of(place), factors.width, place.out, factors.out,
-                                      std::min(args.low_ranks, kLow));
+        factor.low_right =
+            matrix_map(factors.b_transposed_of(place), factors.width, place.out, factors.out, args.low_ranks);
         factor.steps = tiles_of(dy[i].columns, kK), factor.columns = static_cast<int>(dy[i].columns);
         factor.low_first = static_cast<int>(place.first_column);
         factor.low_end = static_cast<int>(place.first_column + lora_columns(place.rank));
+        args.low_blocks += tiles_of(lora_columns(place.rank), args.low_ranks);
         steps += factor.steps;
     }
     Output& output = args.outputs[0] = Output(dx);

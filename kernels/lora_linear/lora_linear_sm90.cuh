@@ -24,11 +24,10 @@ using TileB = std::conditional_t<B == Major::K, WgmmaTile<kN, kK>, WgmmaTile<kK,
 using TileLow = WgmmaTile<kLow, kK>;
 static_assert(kLow == kK);
 inline constexpr int kStageBytes = TileA::kBytes + TileB<Major::K>::kBytes;
-// In the forward there is room for four stages of the widest step for p, in the backward for p of this row tile and sums of dB.
+// In the backward there is room for p of this row tile and sums of dB.
 template <Major B>
-inline constexpr int kBytes = kTileAlignment +
-                              (B == Major::K ? 4 * 56 * 1024
-                                             : kStages * kStageBytes + TileA::kBytes + kMostSteps * kWarpgroup * 16);
+inline constexpr int kBytes = kTileAlignment + kStages* kStageBytes +
+                              (B == Major::K ? 0 : TileA::kBytes + kMostSteps * kWarpgroup * 16);
 
 // left [rows,k] x right (either [columns,k] or [k,columns]) is a share of an output.
 struct Factor {
@@ -74,8 +73,8 @@ struct Args {
     __nv_bfloat16* low = nullptr;  // [rows,width]
     int* ready = nullptr;          // [row tiles], then how many there are in all, then the next unit of dA
     int rows = 0, width = 0, low_factors = 0, output_count = 0;
-    int low_ranks = 0;  // at a time, see with_ranks
-    int makers = 0;     // clusters that make outputs; the others make p or q
+    int low_ranks = 0, low_blocks = 0;  // of p or q at a time; times
+    int makers = 0;                     // clusters that make outputs; the others make p or q
     // dA^T = x^T q and dB = dy^T p, if they are to be made too
     CUtensorMap x, q;     // boxes of kK rows
     float* da = nullptr;  // [slices of kSliceRows, width, In]
@@ -120,12 +119,19 @@ __device__ __forceinline__ void for_each_tile(const Args& args, F&& f) {
     }
 }
 
-// f(pair of row tiles) for this block's share of p or q.
+// f(pair of row tiles, factor, first rank) for this block's share of p or q, `ranks` at a time.
 template <class F>
-__device__ __forceinline__ void for_each_low_pair(const Args& args, F&& f) {
+__device__ __forceinline__ void for_each_low_unit(const Args& args, int ranks, F&& f) {
     const int first = static_cast<int>(blockIdx.x) - args.makers * kPair, pairs = tiles_of(args.rows, kPair * kM);
     if (first < 0) return;
-    for (int pair = first; pair < pairs; pair += static_cast<int>(gridDim.x) - args.makers * kPair) f(pair);
+    for (int i = first; i < pairs * args.low_blocks; i += static_cast<int>(gridDim.x) - args.makers * kPair) {
+        int block = i % args.low_blocks, factor = 0;
+        const auto blocks = [&] {
+            return tiles_of(args.factors[factor].low_end - args.factors[factor].low_first, ranks);
+        };
+        for (; block >= blocks(); ++factor) block -= blocks();
+        f(i / args.low_blocks, args.factors[factor], args.factors[factor].low_first + block * ranks);
+    }
 }
 
 // --- results ---

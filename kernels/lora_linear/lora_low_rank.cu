@@ -31,33 +31,32 @@ constexpr int kFactorThreads = 256;
 struct FactorArgs {
     Operand a[kMostAdapted], b[kMostAdapted];
     float s[kMostAdapted];
-    int64_t rank[kMostAdapted], first_column[kMostAdapted], first_row[kMostAdapted];
-    int count = 0, counters = 0;
-    int64_t in = 0, out = 0, width = 0;
+    int rank[kMostAdapted], first_column[kMostAdapted], first_row[kMostAdapted];
+    int count = 0, counters = 0, in = 0, out = 0, width = 0;
     int* zeros = nullptr;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kFactorThreads) factor_kernel(const __grid_constant__ FactorArgs f, T* to) {
     next_kernel_may_start();
-    const int64_t step = static_cast<int64_t>(gridDim.x) * kFactorThreads, of_a = f.width * f.in;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * kFactorThreads + threadIdx.x;
-    for (int64_t i = first; i < f.counters; i += step) f.zeros[i] = 0;
-    for (int64_t i = first; i < of_a + 2 * f.width * f.out; i += step) {
-        const bool is_a = i < of_a, flipped = i - of_a >= f.width * f.out;
+    const int step = static_cast<int>(gridDim.x) * kFactorThreads, of_a = f.width * f.in, of_b = f.width * f.out;
+    const int first = static_cast<int>(blockIdx.x) * kFactorThreads + static_cast<int>(threadIdx.x);
+    for (int i = first; i < f.counters; i += step) f.zeros[i] = 0;
+    for (int i = first; i < of_a + 2 * of_b; i += step) {
+        const bool is_a = i < of_a, flipped = i >= of_a + of_b;
+        const int within = is_a ? i : i - of_a - (flipped ? of_b : 0);
+        const int row_size = is_a ? f.in : flipped ? f.out : f.width, row = within / row_size;
         // Row of a, or column of b: which rank of all.
-        const int64_t of_b = i - of_a - (flipped ? f.width * f.out : 0);
-        const int64_t column = is_a ? i / f.in : flipped ? of_b / f.out : of_b % f.width;
-        const int64_t other = is_a ? i % f.in : flipped ? of_b % f.out : of_b / f.width;
+        const int column = is_a || flipped ? row : within % row_size, other = is_a || flipped ? within % row_size : row;
         float value = 0;
         for (int p = 0; p < f.count; ++p) {
-            const int64_t r = column - f.first_column[p];
+            const int r = column - f.first_column[p];
             if (r < 0 || r >= f.rank[p]) continue;
             if (is_a) {
-                value = f.a[p].load(r * f.in + other);
+                value = f.a[p].load(int64_t{r} * f.in + other);
             } else {
-                const int64_t row = other - f.first_row[p], rows = f.b[p].shape[0];
-                if (row >= 0 && row < rows) value = f.s[p] * f.b[p].load(row * f.rank[p] + r);
+                const int64_t from = other - f.first_row[p];
+                if (from >= 0 && from < f.b[p].shape[0]) value = f.s[p] * f.b[p].load(from * f.rank[p] + r);
             }
         }
         to[i] = from_float<T>(value);
@@ -208,12 +207,16 @@ LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtyp
         const int64_t rank = a.size(0), out = b.size(0);
         result.places.push_back({rank, out, result.width, result.out});
         args.a[args.count] = Operand(a), args.b[args.count] = Operand(b), args.s[args.count] = static_cast<float>(s);
-        args.rank[args.count] = rank, args.first_column[args.count] = result.width;
-        args.first_row[args.count++] = result.out;
+        args.rank[args.count] = static_cast<int>(rank);
+        args.first_column[args.count] = static_cast<int>(result.width);
+        args.first_row[args.count++] = static_cast<int>(result.out);
         result.width += lora_columns(rank), result.out += out;
     }
-    args.in = result.in, args.out = result.out, args.width = result.width;
     const int64_t numel = result.width * (result.in + 2 * result.out);
+    LC_CHECK(numel < int64_t{1} << 30, "lora_linear: {} ranks of {} inputs and {} outputs are too many", result.width,
+             result.in, result.out);
+    args.in = static_cast<int>(result.in), args.out = static_cast<int>(result.out);
+    args.width = static_cast<int>(result.width);
     result.memory =
         DeviceScratch<std::byte>(numel * size_of(dtype) + counters * static_cast<int64_t>(sizeof(int)), stream);
     args.zeros = result.counters();

@@ -1,6 +1,6 @@
 // What the launch of the large products makes beside them: p or q, and the gradients of the factors. lora_linear_sm90.cu says why here.
 //
-//   p or q   units of 256 rows, all of k, on blocks that make no outputs: sums of N ranks in registers
+//   p or q   units of 256 rows and N ranks, all of k, on blocks that make no outputs
 //   dA       units of 256 columns of x and 512 rows, as x^T q; whoever has nothing else to do takes the next one. They start when all of
 //            q is there.
 //   dB       dy^T p from the tiles of dy that pass for dx, by the consumers between two steps. Of the blocks with one row tile, that of
@@ -48,13 +48,13 @@ struct Solo {
 };
 
 // f(std::integral_constant) with that many ranks at a time.
-template <class F>
+template <bool Wide, class F>
 __device__ __forceinline__ void with_ranks(int ranks, F&& f) {
     if (ranks == 8)
         f(std::integral_constant<int, 8>{});
     else if (ranks == 32)
         f(std::integral_constant<int, 32>{});
-    else if (ranks == kLow)
+    else if (!Wide || ranks == kLow)
         f(std::integral_constant<int, kLow>{});
     else
         f(std::integral_constant<int, 3 * kLow>{});
@@ -104,27 +104,22 @@ struct SoloProducer {
         for (int i = 0; i < Solo::kStages; ++i) begin(), ring.next();
     }
     __device__ __forceinline__ void low() {
-        for_each_low_pair(args, [&](int pair) {
-            for (int i = 0; i < args.low_factors; ++i) {
-                const Factor& factor = args.factors[i];
-                for (int column = factor.low_first; column < factor.low_end; column += Solo::kSums * 2)
-                    for (int k = 0; k < factor.steps; ++k) {
-                        Barrier& full = begin();
-                        full.expect(Solo::kLeft + Solo::kRight);
-                        const Solo stage(shared, ring.stage);
-                        for (int half = 0; half < kPair; ++half)
-                            copy_panel(stage.left(half).data, factor.left, (pair * kPair + half) * kM, k * kK, full);
-                        for (int copy = 0; copy < Solo::kCopies; ++copy)
-                            copy_panel(stage.right(copy), factor.low_right, column + copy * kLow, k * kK, full);
-                        ring.next();
-                    }
+        for_each_low_unit(args, kRanks, [&](int pair, const Factor& factor, int column) {
+            for (int k = 0; k < factor.steps; ++k) {
+                Barrier& full = begin();
+                full.expect(Solo::kLeft + Solo::kRight);
+                const Solo stage(shared, ring.stage);
+                for (int half = 0; half < kPair; ++half)
+                    copy_panel(stage.left(half).data, factor.left, (pair * kPair + half) * kM, k * kK, full);
+                copy_panel(stage.right(), factor.low_right, column, k * kK, full);
+                ring.next();
             }
         });
     }
     __device__ __forceinline__ void da() {
         const int units = Unit::count(args, kRanks), tiles = row_tiles_of(args.rows);
         if (units == 0) return;
-        await_count(args.ready + tiles, tiles);
+        await_count(args.ready + tiles, tiles * args.low_blocks);
         for (;;) {
             const int number = atomicAdd(args.ready + tiles + 1, 1);
             if (number >= units) break;
@@ -185,20 +180,13 @@ struct SoloConsumer {
     }
 
     __device__ __forceinline__ void low() {
-        for_each_low_pair(args, [&](int pair) {
-            const int row_tile = pair * kPair + warpgroup;
-            for (int i = 0; i < args.low_factors; ++i) {
-                const Factor& factor = args.factors[i];
-                for (int column = factor.low_first; column < factor.low_end; column += kRanks) {
-                    float sum[2][kRanks / 2];
-                    accumulate<Major::K, Major::K>(
-                        sum, factor.steps,
-                        [&](const Solo& stage, int m, int k) { return k_major(stage.left(warpgroup), 64 * m) + k; },
-                        [&](const Solo& stage, int k) { return k_major(typename Solo::Rows{stage.right()}) + k; });
-                    store_low(row_tile, column, factor.low_end, sum);
-                }
-            }
-            announce_low(row_tile);
+        for_each_low_unit(args, kRanks, [&](int pair, const Factor& factor, int column) {
+            float sum[2][kRanks / 2];
+            accumulate<Major::K, Major::K>(
+                sum, factor.steps,
+                [&](const Solo& stage, int m, int k) { return k_major(stage.left(warpgroup), 64 * m) + k; },
+                [&](const Solo& stage, int k) { return k_major(typename Solo::Rows{stage.right()}) + k; });
+            store_low(pair * kPair + warpgroup, column, factor.low_end, sum);
         });
     }
     __device__ __forceinline__ void store_low(int row_tile, int first_column, int end,
@@ -213,9 +201,7 @@ struct SoloConsumer {
                     *reinterpret_cast<uint32_t*>(args.low + static_cast<int64_t>(row) * args.width + column) =
                         pack_bf16(sum[m][2 * i], sum[m][2 * i + 1]);
             }
-    }
-    // To those that wait for these rows, or for all.
-    __device__ __forceinline__ void announce_low(int row_tile) const {
+        // The word to those that wait for these rows, or for all.
         asm volatile("fence.proxy.async.global;" ::: "memory");
         __threadfence();
         named_sync<kWarpgroup>(kFirstWarpgroupBarrier + warpgroup);
@@ -267,6 +253,7 @@ struct Observer {
     TileA p;  // columns are ranks of all layers
     ObserverBarriers& barriers;
     int warpgroup;
+    float sum[4] = {};
     int first, stride, next = 0, phase = 0, thread = static_cast<int>(threadIdx.x) % kWarpgroup;
 
     __device__ __forceinline__ Observer(const Args& a, Sums& s, TileA p_tile, ObserverBarriers& b, int w)
@@ -281,21 +268,22 @@ struct Observer {
         if (!args.observes) return;
         release(barriers.free), phase ^= 1;
     }
-    // dy is there; nothing but this product is waited for longer than it takes.
-    __device__ __forceinline__ void add(const TileA& dy, int step) {
+    // Begins with a tile of dy that is there. It is done when one more group of products has been committed and all but that one are finished.
+    __device__ __forceinline__ void begin(const TileA& dy, int step) {
         barriers.full.wait(phase);
         int layer = 0;
         for (int past = args.factors[0].steps; step >= past; past += args.factors[layer].steps) ++layer;
-        float4& kept = sums[step / stride][thread];
-        float sum[4] = {kept.x, kept.y, kept.z, kept.w};
+        const float4 kept = sums[step / stride][thread];
+        sum[0] = kept.x, sum[1] = kept.y, sum[2] = kept.z, sum[3] = kept.w;
         const WgmmaDescriptor left = mn_major(dy), right = mn_major(p) + args.factors[layer].low_first;
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < kM; k += 16) wgmma_ss<Major::MN, Major::MN>(sum, left + 64 * k, right + 64 * k, true);
         wgmma_commit();
-        wgmma_wait<0>();
+    }
+    __device__ __forceinline__ void keep(int step) {
         wgmma_settle(sum);
-        kept = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        sums[step / stride][thread] = make_float4(sum[0], sum[1], sum[2], sum[3]);
         next += kConsumers * stride;
     }
     __device__ __forceinline__ void store() const {
