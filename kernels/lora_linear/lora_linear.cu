@@ -125,14 +125,17 @@ struct Backward {
             dw.finish();
             column_sum_cuda(dy[i], args.projections[i].dbias, stream);
         }
-        const bool aligned = dtype == DType::bf16 && lora_sm90_takes(x) && all_taken(dy) &&
-                             std::all_of(args.projections.begin(), args.projections.end(),
-                                         [](const auto& i) { return i.a.size(0) <= kLoraMostRank; });
-        if (aligned)
+        if (aligned())
             low_rank_gradients();
         else
             gradients_by_products();
         dx.finish();
+    }
+
+    bool aligned() const {
+        return lora_sm90_takes(x) && lora_sm90_takes(p) && all_taken(dy) &&
+               std::all_of(args.projections.begin(), args.projections.end(),
+                           [](const auto& i) { return i.a.size(0) <= kLoraMostRank; });
     }
 
     void make_q_and_dx() {
@@ -159,8 +162,8 @@ struct Backward {
     LoraSides sides() const {
         LoraSides wanted;
         for (const auto& i : args.projections) {
-            if (i.da && lora_sm90_takes(x)) wanted.x = &x;
-            if (i.db && lora_sm90_takes(p)) wanted.p = &p;
+            if (i.da && aligned()) wanted.x = &x;
+            if (i.db && aligned()) wanted.p = &p;
         }
         return wanted;
     }

@@ -36,11 +36,11 @@ using namespace lora_sm90;
 
 struct Barriers {
     Barrier full[kStages], free[kStages];
-    SoloBarriers low, da;
+    SoloBarriers low, sums;
     ObserverBarriers p;
     __device__ void init() {
         for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(kPair * kConsumerWarps);
-        low.init(), da.init();
+        low.init(), sums.init();
         p.full.init(1), p.free.init(kConsumerWarps);
         fence_barriers();
     }
@@ -63,11 +63,6 @@ struct Stage {
     __device__ __forceinline__ TileA a() const { return {base}; }
     __device__ __forceinline__ TileB<B> b() const { return {base + TileA::kBytes / 2}; }
 };
-
-template <Major B, int N>
-using LowSolo = Solo<N, Major::K, kBytes<B>>;
-template <int N>
-using DaSolo = Solo<N, Major::MN, kBytes<Major::MN>>;
 
 // --- the producer ---
 
@@ -123,13 +118,13 @@ struct Producer {
     __device__ __forceinline__ void run() {
         outputs();
         await_previous_kernel();
-        with_ranks<false>(args.low_ranks, [&](auto ranks) {
-            SoloProducer<LowSolo<B, ranks()>> solo{args, shared, barriers.low, {}};
+        with_ranks(args.low_ranks, [&](auto ranks) {
+            SoloProducer<Solo<ranks(), Major::K>> solo{args, shared, barriers.low, {}};
             solo.low(), solo.drain();
         });
         if constexpr (B == Major::MN)
-            with_ranks<true>(args.da_ranks, [&](auto ranks) {
-                SoloProducer<DaSolo<ranks()>>{args, shared, barriers.da, {}}.da();
+            with_ranks(args.sum_ranks, [&](auto ranks) {
+                SoloProducer<Solo<ranks(), Major::MN>>{args, shared, barriers.sums, {}}.sums();
             });
     }
 };
@@ -228,12 +223,12 @@ struct Consumer {
         Observer observer(args, sums_of(shared), tile_of_p(shared), barriers.p, warpgroup);
         outputs(observer);
         observer.store();
-        with_ranks<false>(args.low_ranks, [&](auto ranks) {
-            SoloConsumer<LowSolo<B, ranks()>>{args, shared, barriers.low, warpgroup, {}}.low();
+        with_ranks(args.low_ranks, [&](auto ranks) {
+            SoloConsumer<Solo<ranks(), Major::K>>{args, shared, barriers.low, warpgroup, {}}.low();
         });
         if constexpr (B == Major::MN)
-            with_ranks<true>(args.da_ranks, [&](auto ranks) {
-                SoloConsumer<DaSolo<ranks()>>{args, shared, barriers.da, warpgroup, {}}.da();
+            with_ranks(args.sum_ranks, [&](auto ranks) {
+                SoloConsumer<Solo<ranks(), Major::MN>>{args, shared, barriers.sums, warpgroup, {}}.sums();
             });
     }
 };
@@ -289,10 +284,8 @@ int column_tiles_of_all(const Args& args) {
 }
 
 // Ranks that are made at a time: what with_ranks knows.
-int ranks_at_a_time(int64_t ranks, int64_t most) {
-    for (const int64_t few : {8, 32, kLow})
-        if (ranks <= few) return static_cast<int>(few);
-    return static_cast<int>(most);
+int ranks_at_a_time(int64_t ranks) {
+    return ranks <= 8 ? 8 : ranks <= 32 ? 32 : kLow;
 }
 
 // Clusters that make outputs, and in all. The others make p or q: as many as the last wave leaves idle, a wave more where they would be late.
@@ -359,7 +352,7 @@ int64_t lora_sm90_counters(int64_t rows) {
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
                        const LoraFactors& factors, const std::vector<DeviceOutRows>& y, void* p, Stream stream) {
     Args args = args_of(x.rows, factors, p);
-    args.low_factors = 1, args.low_ranks = ranks_at_a_time(factors.width, kLow);
+    args.low_factors = 1, args.low_ranks = ranks_at_a_time(factors.width);
     args.low_blocks = tiles_of(factors.width, args.low_ranks);
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];
@@ -386,9 +379,10 @@ LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector
     Args args = args_of(dx.rows, factors, q);
     args.low_factors = static_cast<int>(w.size()), args.output_count = 1;
     int steps = 0;
-    int64_t rank = 0;  // the largest
-    for (const LoraFactors::Place& place : factors.places) rank = std::max(rank, place.rank);
-    args.low_ranks = ranks_at_a_time(rank, kLow);
+    int64_t rank = 0, db_size = 0;  // the largest; numbers
+    for (const LoraFactors::Place& place : factors.places)
+        rank = std::max(rank, place.rank), db_size += lora_columns(place.rank) * place.out;
+    args.low_ranks = ranks_at_a_time(rank);
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];
         Factor& factor = args.factors[i];
@@ -410,27 +404,42 @@ LoraSums lora_backward_sm90(const std::vector<DeviceRows>& dy, const std::vector
     args.makers = share.makers;
 
     LoraSums sums;
-    if (sides.x) {
-        const int slices = tiles_of(dx.rows, kSliceRows);
-        sums.da_memory = DeviceScratch<float>(slices * factors.width * factors.in, stream);
-        args.da = sums.da_memory.data(), args.in = static_cast<int>(factors.in);
-        args.da_ranks = ranks_at_a_time(factors.width, 3 * kLow);
-        args.x = matrix_map(sides.x->data, sides.x->rows, sides.x->columns, sides.x->stride, kK);
-        args.q = matrix_map(q, dx.rows, factors.width, factors.width, kK);
-        for (const LoraFactors::Place& place : factors.places)
-            sums.da.push_back({args.da, slices, factors.width, place.first_column});
-    }
+    args.sum_ranks = ranks_at_a_time(factors.width), args.slice_rows = rank <= 32 ? 512 : 1024;
+    const int slices = tiles_of(dx.rows, args.slice_rows);
+    const auto add_sum = [&](const DeviceRows& z, const void* low, int64_t stride, int64_t first_rank, int64_t ranks,
+                             float* parts) -> Sum& {
+        Sum& sum = args.sums[args.sum_count++];
+        sum.left = matrix_map(z.data, z.rows, z.columns, z.stride, kK);
+        sum.right = matrix_map(low, z.rows, factors.width, stride, kK);
+        sum.parts = parts, sum.columns = static_cast<int>(z.columns);
+        sum.ranks = static_cast<int>(ranks), sum.first_rank = static_cast<int>(first_rank);
+        return sum;
+    };
     // A block observes the same columns of dy in all of its tiles.
     const int columns = tiles_of(dx.columns, kN);
     const bool even = args.makers % (kGroup * columns) == 0 && tiles_of(dx.rows, kPair * kM) % kGroup == 0;
-    if (sides.p && rank <= 8 && even && steps >= kStages && tiles_of(steps, columns) <= kMostSteps) {
-        args.observes = true, args.p = left_map(*sides.p);
-        const int slices = args.makers / columns * kPair;
-        sums.db_memory = DeviceScratch<float>(slices * 8 * factors.out, stream);
+    args.observes = sides.p && rank <= 8 && even && steps >= kStages && tiles_of(steps, columns) <= kMostSteps;
+    if (sides.p) {
+        const int64_t parts = args.observes ? args.makers / columns * kPair : slices;
+        sums.db_memory = DeviceScratch<float>(parts * db_size, stream);
+        float* to = sums.db_memory.data();
+        if (args.observes) args.p = left_map(*sides.p);
         for (size_t i = 0; i < w.size(); ++i) {
-            args.factors[i].db = sums.db_memory.data() + slices * 8 * factors.places[i].first_row;
-            sums.db.push_back({args.factors[i].db, slices, 8, 0});
+            const LoraFactors::Place& place = factors.places[i];
+            const int64_t ranks = lora_columns(place.rank);
+            sums.db.push_back({to, parts, ranks, 0});
+            if (args.observes)
+                args.factors[i].db = to;
+            else
+                add_sum(dy[i], sides.p->data, sides.p->stride, place.first_column, ranks, to);
+            to += parts * ranks * place.out;
         }
+    }
+    if (sides.x) {
+        sums.da_memory = DeviceScratch<float>(slices * factors.width * factors.in, stream);
+        add_sum(*sides.x, q, factors.width, 0, factors.width, sums.da_memory.data()).of_q = true;
+        for (const LoraFactors::Place& place : factors.places)
+            sums.da.push_back({sums.da_memory.data(), slices, factors.width, place.first_column});
     }
     launch<Major::MN>(args, share.clusters, stream);
     return sums;

@@ -15,7 +15,6 @@ inline constexpr int kM = 128, kN = 256, kK = 64,
 inline constexpr int kPair = 2, kStages = 4,
                      kGroup = 4;  // blocks of a cluster; steps under way; pairs whose tiles are taken together
 inline constexpr int kProducer = 40, kConsumer = 232;  // registers
-inline constexpr int kSliceRows = 512;                 // of x, for one partial sum of dA
 inline constexpr int kMostSteps = 8;                   // of k, whose dB one block keeps
 
 using TileA = WgmmaTile<kM, kK>;
@@ -66,21 +65,26 @@ struct Output {
         low_end = static_cast<int>((end - 1) % kK / 16 * 16 + 16);
     }
 };
+// left^T right, [columns,ranks], as sums over slices of rows: dA^T = x^T q or dB = dy^T p.
+struct Sum {
+    CUtensorMap left, right;                     // boxes of kK rows
+    float* parts = nullptr;                      // [slices,ranks,columns]
+    int columns = 0, ranks = 0, first_rank = 0;  // the last: column of right
+    bool of_q = false;                           // which must be there
+};
 struct Args {
     std::array<Factor, kMostAdapted> factors;
     std::array<Output, kMostAdapted> outputs;
     CUtensorMap low_left;          // p or q as an operand
     __nv_bfloat16* low = nullptr;  // [rows,width]
-    int* ready = nullptr;          // [row tiles], then how many there are in all, then the next unit of dA
+    int* ready = nullptr;          // [row tiles], then how many there are in all, then the next unit of the sums
     int rows = 0, width = 0, low_factors = 0, output_count = 0;
     int low_ranks = 0, low_blocks = 0;  // of p or q at a time; times
     int makers = 0;                     // clusters that make outputs; the others make p or q
-    // dA^T = x^T q and dB = dy^T p, if they are to be made too
-    CUtensorMap x, q;     // boxes of kK rows
-    float* da = nullptr;  // [slices of kSliceRows, width, In]
-    int in = 0, da_ranks = 0;
-    bool observes = false;  // dB
-    CUtensorMap p;          // boxes of kM rows
+    std::array<Sum, kMostAdapted + 1> sums;
+    int sum_count = 0, sum_ranks = 0, slice_rows = 0;  // ranks at a time
+    bool observes = false;                             // dB is made by the way
+    CUtensorMap p;                                     // boxes of kM rows
 };
 
 __host__ __device__ constexpr int tiles_of(int64_t size, int tile) {

@@ -1,13 +1,13 @@
 // What the launch of the large products makes beside them: p or q, and the gradients of the factors. lora_linear_sm90.cu says why here.
 //
 //   p or q   units of 256 rows and N ranks, all of k, on blocks that make no outputs
-//   dA       units of 256 columns of x and 512 rows, as x^T q; whoever has nothing else to do takes the next one. They start when all of
-//            q is there.
+//   sums     dA^T = x^T q, in units of 256 columns of x and a slice of rows; whoever has nothing else to do takes the next one. Those of dA
+//            start when all of q is there. dB = dy^T p in the same way where it is not made by the way:
 //   dB       dy^T p from the tiles of dy that pass for dx, by the consumers between two steps. Of the blocks with one row tile, that of
 //            column tile c takes every column_tiles-th step of k, from step c on, and keeps its sums in shared memory through all of
 //            its tiles: it has the same columns in each.
 //
-// Each block has a ring of its own for p, q and dA, in the memory of the pair's ring, which is empty by then.
+// Each block has a ring of its own for p, q and sums, in the memory of the pair's ring, which is empty by then.
 #pragma once
 #include "kernels/lora_linear/lora_linear_sm90.cuh"
 
@@ -20,59 +20,57 @@ enum NamedBarrier { kFirstWarpgroupBarrier = 1 };
 
 struct SoloBarriers {
     Barrier full[kSoloStages], free[kSoloStages];
-    int unit[kSoloStages];  // of dA, that the step belongs to; -1: there are no more
+    int unit[kSoloStages];  // of the sums, that the step belongs to; -1: there are no more
     __device__ void init() {
         for (int i = 0; i < kSoloStages; ++i) full[i].init(1), free[i].init(kConsumerWarps);
     }
 };
 
-// A stage of steps with N ranks, in `Bytes` of shared memory: 256 rows of a left operand and 64 of k, or 256 columns of x and 64 rows; and the
+// A stage of steps with N ranks: 256 rows of a left operand and 64 of k, or 256 columns of x and 64 rows; and the
 // right operand, [ranks,k] (K) or [k,ranks] (MN).
-template <int N, Major B, int Bytes>
+template <int N, Major B>
 struct Solo {
-    static constexpr int kSums = N / 2, kBox = std::min(N, kLow), kCopies = N / kBox;  // of a thread; ranks of a copy
-    static constexpr int kLeft = 2 * TileA::kBytes, kRight = kCopies * (B == Major::K ? kBox : kLow) * kK * 2;
+    static constexpr int kSums = N / 2;  // of a thread
+    static constexpr int kLeft = 2 * TileA::kBytes, kRight = (B == Major::K ? N : kLow) * kK * 2;
     static constexpr int kBytes = (kLeft + kRight + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
-    static constexpr int kStages = std::min(kSoloStages, (Bytes - kTileAlignment) / kBytes);
-    static_assert(kStages >= 3);
+    static constexpr int kStages = kSoloStages;
+    static_assert(kStages * kBytes <= lora_sm90::kStages * kStageBytes);
     using Rows = WgmmaTile<N, kK>;
-    using Columns = WgmmaTile<kK, kCopies * kLow>;
+    using Columns = WgmmaTile<kK, kLow>;
 
     __nv_bfloat16* base;
     __device__ __forceinline__ Solo(__nv_bfloat16* shared, int stage) : base(shared + stage * (kBytes / 2)) {}
     __device__ __forceinline__ TileA left(int i) const { return {base + i * TileA::kBytes / 2}; }
     __device__ __forceinline__ TileLow panel(int i) const { return {base + i * TileLow::kBytes / 2}; }
-    __device__ __forceinline__ __nv_bfloat16* right(int copy = 0) const {
-        return base + kLeft / 2 + copy * TileLow::kBytes / 2;
-    }
+    __device__ __forceinline__ __nv_bfloat16* right() const { return base + kLeft / 2; }
 };
 
 // f(std::integral_constant) with that many ranks at a time.
-template <bool Wide, class F>
+template <class F>
 __device__ __forceinline__ void with_ranks(int ranks, F&& f) {
     if (ranks == 8)
         f(std::integral_constant<int, 8>{});
     else if (ranks == 32)
         f(std::integral_constant<int, 32>{});
-    else if (!Wide || ranks == kLow)
-        f(std::integral_constant<int, kLow>{});
     else
-        f(std::integral_constant<int, 3 * kLow>{});
+        f(std::integral_constant<int, kLow>{});
 }
 
-// Units of dA: 256 columns of x, then slices of rows, then ranks.
 struct Unit {
-    int strip, slice, first_rank;
+    int sum = 0, strip, slice, first_rank;  // -1: there is none
     __device__ __forceinline__ Unit(const Args& args, int unit, int ranks) {
-        const int strips = tiles_of(args.in, 4 * kK), slices = tiles_of(args.rows, kSliceRows);
-        strip = unit % strips, slice = unit / strips % slices, first_rank = unit / (strips * slices) * ranks;
+        const int slices = tiles_of(args.rows, args.slice_rows);
+        for (; sum < args.sum_count; ++sum) {
+            const int groups = tiles_of(args.sums[sum].ranks, ranks), strips = tiles_of(args.sums[sum].columns, 4 * kK);
+            first_rank = unit % groups * ranks, strip = unit / groups % strips, slice = unit / (groups * strips);
+            if (slice < slices) return;
+            unit -= groups * strips * slices;
+        }
+        sum = -1;
     }
-    __device__ static __forceinline__ int count(const Args& args, int ranks) {
-        return args.da ? tiles_of(args.in, 4 * kK) * tiles_of(args.rows, kSliceRows) * tiles_of(args.width, ranks) : 0;
-    }
-    __device__ __forceinline__ int first_row() const { return slice * kSliceRows; }
+    __device__ __forceinline__ int first_row(const Args& args) const { return slice * args.slice_rows; }
     __device__ __forceinline__ int steps(const Args& args) const {
-        return tiles_of(min(args.rows - first_row(), kSliceRows), kK);
+        return tiles_of(min(args.rows - first_row(args), args.slice_rows), kK);
     }
 };
 
@@ -116,24 +114,25 @@ struct SoloProducer {
             }
         });
     }
-    __device__ __forceinline__ void da() {
-        const int units = Unit::count(args, kRanks), tiles = row_tiles_of(args.rows);
-        if (units == 0) return;
-        await_count(args.ready + tiles, tiles * args.low_blocks);
+    __device__ __forceinline__ void sums() {
+        if (args.sum_count == 0) return;
+        int* const counters = args.ready + row_tiles_of(args.rows);
+        bool waited = false;
         for (;;) {
-            const int number = atomicAdd(args.ready + tiles + 1, 1);
-            if (number >= units) break;
+            const int number = atomicAdd(counters + 1, 1);
             const Unit unit(args, number, kRanks);
+            if (unit.sum < 0) break;
+            const Sum& sum = args.sums[unit.sum];
+            if (sum.of_q && !waited) await_count(counters, row_tiles_of(args.rows) * args.low_blocks), waited = true;
             for (int step = 0; step < unit.steps(args); ++step) {
                 Barrier& full = begin();
                 barriers.unit[ring.stage] = number;
                 full.expect(Solo::kLeft + Solo::kRight);
                 const Solo stage(shared, ring.stage);
-                const int row = unit.first_row() + step * kK;
+                const int row = unit.first_row(args) + step * kK;
                 for (int i = 0; i < 4; ++i)
-                    copy_panel(stage.panel(i).data, args.x, row, (unit.strip * 4 + i) * kK, full);
-                for (int copy = 0; copy < Solo::kCopies; ++copy)
-                    copy_panel(stage.right(copy), args.q, row, unit.first_rank + copy * kLow, full);
+                    copy_panel(stage.panel(i).data, sum.left, row, (unit.strip * 4 + i) * kK, full);
+                copy_panel(stage.right(), sum.right, row, sum.first_rank + unit.first_rank, full);
                 ring.next();
             }
         }
@@ -209,8 +208,8 @@ struct SoloConsumer {
             atomicAdd(args.ready + row_tile, 1), atomicAdd(args.ready + row_tiles_of(args.rows), 1);
     }
 
-    __device__ __forceinline__ void da() {
-        if (Unit::count(args, kRanks) == 0) return;
+    __device__ __forceinline__ void sums() {
+        if (args.sum_count == 0) return;
         for (;;) {
             barriers.full[ring.stage].wait(ring.phase);
             const int number = barriers.unit[ring.stage];
@@ -221,19 +220,20 @@ struct SoloConsumer {
                 sum, unit.steps(args),
                 [&](const Solo& stage, int m, int k) { return mn_major(stage.panel(2 * warpgroup + m)) + 64 * k; },
                 [&](const Solo& stage, int k) { return mn_major(typename Solo::Columns{stage.right()}) + 64 * k; });
-            store_da(unit, sum);
+            store_sum(args.sums[unit.sum], unit, sum);
         }
     }
-    __device__ __forceinline__ void store_da(const Unit& unit, const float (&sum)[2][kRanks / 2]) const {
-        float* to = args.da + static_cast<int64_t>(unit.slice) * args.width * args.in;
+    __device__ __forceinline__ void store_sum(const Sum& of, const Unit& unit,
+                                              const float (&sum)[2][kRanks / 2]) const {
+        float* to = of.parts + static_cast<int64_t>(unit.slice) * of.ranks * of.columns;
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
             for (int i = 0; i < kRanks / 2; ++i) {
                 const int rank = unit.first_rank + i / 4 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + i % 2;
                 const int column = (unit.strip * 4 + 2 * warpgroup + m) * kK + accumulator_row() + i / 2 % 2 * 8;
-                if (rank < args.width && column < args.in)
-                    to[static_cast<int64_t>(rank) * args.in + column] = sum[m][i];
+                if (rank < of.ranks && column < of.columns)
+                    to[static_cast<int64_t>(rank) * of.columns + column] = sum[m][i];
             }
     }
 };
