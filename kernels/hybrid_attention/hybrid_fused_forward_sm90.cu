@@ -64,8 +64,10 @@ __global__ void __launch_bounds__(ForwardTraits<D>::kThreads, 1)
         fence_async_proxy();
         named_sync<kWarpgroup>(kMapsBarrier);
         const Walk walk(head);
+        float u[kFusedMap / 2];
+        if (walk.reads_state(walk.first)) project_query(u, room, barriers, walk, walk.first);
         each_step(walk,
-                  [&](int b, auto far, auto grows) { make_features<D, far(), grows()>(room, barriers, walk, b); });
+                  [&](int b, auto far, auto grows) { make_features<D, far(), grows()>(room, barriers, walk, b, u); });
     } else if (group == kScores) {
         if constexpr (D == 128) shrink_registers<104>();
         make_weights<D>(args, head, room, barriers);

@@ -152,7 +152,8 @@ void launch_sums(const SumsArgs& args, int64_t d, Stream stream) {
 // [B,heads,length,D]
 TensorView head_view(const AlignedHeads& x, const FusedShape& s, int heads, int length, int64_t d, Device device) {
     return {reinterpret_cast<std::byte*>(x.data),
-            Layout{.shape = {s.items / s.heads, heads, length, d}, .strides = {x.strides[0], x.strides[1], x.strides[2], 1}},
+            Layout{.shape = {s.items / s.heads, heads, length, d},
+                   .strides = {x.strides[0], x.strides[1], x.strides[2], 1}},
             DType::bf16, device};
 }
 

@@ -28,21 +28,22 @@ using namespace hybrid_roles;
 // The blocks that are summed, `count` of each item, in the order of the walk; and the thread blocks among which all are shared. In int,
 // which the engine's bound on positions allows: divisions of int64 by every thread took longer than a block's products.
 struct SumsCut {
-    int first, count;  // of an item's walk
-    int segments;      // with a sum
-    int steps, start;  // of the walk
+    int first, count;           // of an item's walk
+    int segments;               // with a sum
+    int steps, start;           // of the walk
     int shares, least, larger;  // blocks of a share; so many shares have one more
 
     SumsCut(const FusedShape& s, int steps, int lag, int multiprocessors)
-        : first(std::max(s.first - lag, 0)), segments(s.segments - 1), steps(steps - s.first), start(s.first - lag - first) {
+        : first(std::max(s.first - lag, 0)),
+          segments(s.segments - 1),
+          steps(steps - s.first),
+          start(s.first - lag - first) {
         count = end(segments - 1);
         const int all = static_cast<int>(s.items) * count;
         shares = std::min(multiprocessors, all), least = all / shares, larger = all % shares;
     }
     // Of segment g, along the item.
-    __host__ __device__ int end(int g) const {
-        return start + FusedHead::steps_before(steps, g + 1, segments + 1);
-    }
+    __host__ __device__ int end(int g) const { return start + FusedHead::steps_before(steps, g + 1, segments + 1); }
     __device__ int segment_of(int along) const {
         int g = 0;
         while (end(g) <= along) ++g;
@@ -171,7 +172,8 @@ struct SumsCopies {
         copy(room.values(stage), args.values, i, full);
         if constexpr (kQueries)
             copy_bulk(room.weights(stage),
-                      args.weights + (int64_t{share.item(i)} * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes, full);
+                      args.weights + (int64_t{share.item(i)} * args.shape.blocks + block(i)) * kFusedRows, kWeightBytes,
+                      full);
     }
 
   private:
@@ -188,8 +190,8 @@ struct SumsCopies {
 };
 
 template <int D, bool kQueries>
-__device__ __forceinline__ void make_sum_features(const SumsArgs& args, const SumsRoom<D>& room,
-                                                  SumsBarriers& barriers, const SumsShare& share, int group) {
+__device__ __forceinline__ void make_sum_features(const SumsArgs& args, const SumsRoom<D>& room, SumsBarriers& barriers,
+                                                  const SumsShare& share, int group) {
     const FusedShape& s = args.shape;
     if (group == 0 || (group == 1 && share.turn < share.count)) {
         const int h = (share.first + group) % s.heads;
@@ -298,8 +300,8 @@ __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D
             wgmma_settle(sums[panel]);
 #pragma unroll
             for (int j = 0; j < kFusedFeatures / 8; ++j)
-                to[PartPlace::index(panel, j, threadIdx.x % kWarpgroup)] =
-                    make_float4(sums[panel][4 * j], sums[panel][4 * j + 1], sums[panel][4 * j + 2], sums[panel][4 * j + 3]);
+                to[PartPlace::index(panel, j, threadIdx.x % kWarpgroup)] = make_float4(
+                    sums[panel][4 * j], sums[panel][4 * j + 1], sums[panel][4 * j + 2], sums[panel][4 * j + 3]);
         }
         reinterpret_cast<float*>(to + PartPlace::index(kPanels, 0, 0))[threadIdx.x % kWarpgroup] = totals.total();
         totals = {};
@@ -357,7 +359,8 @@ __global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut) {
     extern __shared__ int2 shares[];                     // of each segment, first and last
     const int item = static_cast<int>(blockIdx.y), first = item * cut.count;
     for (int g = threadIdx.x; g < cut.segments; g += kFusedThreads)
-        shares[g] = make_int2(cut.share_of(first + (g == 0 ? 0 : cut.end(g - 1))), cut.share_of(first + cut.end(g) - 1));
+        shares[g] =
+            make_int2(cut.share_of(first + (g == 0 ? 0 : cut.end(g - 1))), cut.share_of(first + cut.end(g) - 1));
     __syncthreads();
     const int place = static_cast<int>(blockIdx.x) * kFusedThreads + static_cast<int>(threadIdx.x);
     if (place >= kSize) return;
@@ -371,8 +374,7 @@ __global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut) {
                 if (share + j <= last) next[j] = parts[cut.part(share + j, item, g) * kSize + place];
 #pragma unroll
             for (int j = 0; j < kAhead; ++j)
-                if (share + j <= last)
-                    sum.x += next[j].x, sum.y += next[j].y, sum.z += next[j].z, sum.w += next[j].w;
+                if (share + j <= last) sum.x += next[j].x, sum.y += next[j].y, sum.z += next[j].z, sum.w += next[j].w;
         }
         store_start<D>(starts + (int64_t{item} * cut.segments + g) * kSumsSize<D>, place, sum);
     }
@@ -385,7 +387,12 @@ void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stre
     const cudaStream_t queue = cuda::handle_of(stream);
     const SumsCut cut(s, sums.steps, sums.lag, multiprocessors());
     const DeviceScratch<float> parts(cut.parts(s) * kFusedFeatures * (d + 1), stream);
-    const SumsArgs args{head_map(sums.rows), head_map(sums.values), s, sums.map, sums.weights, cut,
+    const SumsArgs args{head_map(sums.rows),
+                        head_map(sums.values),
+                        s,
+                        sums.map,
+                        sums.weights,
+                        cut,
                         reinterpret_cast<float4*>(parts.data())};
     dispatch_head_dim(static_cast<int>(d), [&](auto dim) {
         dispatch_bool(sums.weights != nullptr, [&](auto queries) {

@@ -112,19 +112,27 @@ __device__ __forceinline__ void project(float (&u)[kFusedMap / 2], const WgmmaTi
     wgmma_commit();
 }
 
+// Queues u = q(b) W for step b.
+template <int D>
+__device__ __forceinline__ void project_query(float (&u)[kFusedMap / 2], const ForwardRoom<D>& room,
+                                              ForwardBarriers& barriers, const Walk& walk, int b) {
+    const int side = walk.side(b);
+    barriers.q_full[side].wait(walk.turn(b));
+    project<D>(u, room.q(side), room.map(0));
+}
+
 // A step of the maps: with a state to read phi_q(b) and its product with z (Far), with a state to come phi_k(b-1) (Grows). A projection is
-// queued before what can be done without it.
+// queued before what can be done without it; that of q(b) by the step before.
 template <int D, bool Far, bool Grows>
 __device__ __forceinline__ void make_features(const ForwardRoom<D>& room, ForwardBarriers& barriers, const Walk& walk,
-                                              int b) {
+                                              int b, float (&u)[kFusedMap / 2]) {
     const int side = walk.side(b), stage = walk.far_step(b) & 1, before = walk.stage(b - 1);
-    float u[kFusedMap / 2];
     FeatureRows phi;
-    barriers.q_full[side].wait(walk.turn(b));  // also where q is not read: arrivals at q_free stay in step
     if constexpr (Far) {
-        project<D>(u, room.q(side), room.map(0));
         wgmma_wait<0>();
         wgmma_settle(u);
+    } else {
+        barriers.q_full[side].wait(walk.turn(b));  // q is not read, but arrivals at q_free stay in step
     }
     release(barriers.q_free[side]);
     if constexpr (Far) phi.make(u);
@@ -149,6 +157,7 @@ __device__ __forceinline__ void make_features(const ForwardRoom<D>& room, Forwar
     release(barriers.k_free[before]);
     if constexpr (Grows) {
         phi.make(u);
+        project_query(u, room, barriers, walk, b + 1);
         barriers.phi_k_free.wait(walk.growth(b) % 2 ^ 1);
         phi.store(room.phi_k());
         fence_async_proxy();
