@@ -70,12 +70,14 @@ struct FusedWalk {
     int64_t parts() const { return items * segments; }
 };
 
-// The states that segments begin with; of gradients dN and three numbers a row, and a dW a segment.
+// The states that segments begin with, and the parts that these are added up from on Hopper; of gradients dN and three numbers a row, and a dW a segment.
 Buffers fused_buffers(const AttentionCall& c) {
     const FusedWalk walk(c);
     Buffers bytes;
-    if (walk.segments > 1)
-        bytes.push_back(kFloat * walk.items * (walk.segments - 1) * 2 * c.features * (c.head_dim + 1));
+    if (walk.segments > 1) {
+        const int64_t state = kFloat * 2 * c.features * (c.head_dim + 1), states = walk.items * (walk.segments - 1);
+        bytes.insert(bytes.end(), {state * states, state * (states + c.multiprocessors)});
+    }
     if (!c.backward()) return bytes;
     bytes.insert(bytes.end(), {size_of(c.dtype) * walk.rows * c.head_dim, 3 * kFloat * walk.rows});
     const int64_t map = kFloat * walk.parts() * c.head_dim * c.features;

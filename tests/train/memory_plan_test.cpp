@@ -102,7 +102,7 @@ TEST(MemoryPlan, CountsTheSegmentsOfALongSequence) {
     };
     EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), 0);
     call.batch = 1, call.length = 16384;
-    const int64_t states = 32 * 3 * 128 * 129 * 4, rows = 32 * 16384, map = 128 * 64 * 4;
+    const int64_t states = (32 * 3 + 132 + 32 * 3) * 128 * 129 * 4, rows = 32 * 16384, map = 128 * 64 * 4;
     EXPECT_EQ(total(memory::cuda_linearized_attention_workspace(call)), states);
     EXPECT_EQ(total(memory::cuda_transfer_loss_workspace(call)), states + 2 * 8 * 32 * 4);
     call.dmaps = true;
