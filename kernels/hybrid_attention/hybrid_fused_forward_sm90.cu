@@ -25,8 +25,15 @@
 //                 gone to local memory, and the copies' thread waited for q in the middle of the scores.
 //          5 121  that mended; q twice, copies queued by the outputs, two blocks ahead.
 //          6 102  maps: the projection of k under the store of phi_q, no shift; 1 / Z made once a row; y by the copy engine.
-//          7 100  z summed by the outputs, the maps' loads at once and by the maps alone. What is left: the maps' chain (4200
-//                 clocks a block) and the start of two walks an SM; next would be blocks that stay and load the next head ahead.
+//          7 100  z summed by the outputs, the maps' loads at once and by the maps alone.
+//          8  96  (99 in that run without) phi_q's projection queued a block ahead; features without a branch between rows and without
+//                 spills, the cuts without int64, which bought nothing here.
+//          Lost, same H200, where 7 took 98: two groups that make P, phi_q and phi_k of every other block (meant for 3300 clocks a block
+//          and 75 us): 119; with z by the cores 116; each feature map through the same instructions 113; with the features of 8 105.
+//          Both groups wait for z, which the other's block ends with. z and the copies of q and k by the scores: 104 and 105 (with and
+//          without the projection ahead). z by the cores, chains of mma cut in four: 99.6 and 99.5. Not the maps alone bind, then: a
+//          change of one role moves the time by a few percent. Clock stamps at each barrier slow the kernel by half and decide nothing.
+//          With the sums of hybrid_fused_segments_sm90.cu: 2x4096 173 -> 127, 1x32768 651 -> 488, 1x1024 36.3 -> 34.0.
 //          Going on from a state, 1x16384: 343 as against 338 for a whole sequence (the chunked form, before: 6482); 1x2048: 67 and 62.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"

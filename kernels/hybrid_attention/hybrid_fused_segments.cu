@@ -17,10 +17,10 @@
 // LADDER   1 no segments: 32 heads leave 100 of an H100's 132 SMs idle; forward 1,873 us, backward 6,444 us at 1 x 16384, D = 128.
 //          2 this, meant for 1.4 and 1.1 times the time a token takes at 8 x 1024: 593 us (1.31) and 1,998 us (1.14); at 1 x 1024, where
 //            a segment has four blocks, 59 us (2.1) and 182 us (1.7).
-//          Beside the walks for Hopper these sums are nearly half of the forward's time: 70 of 175 us at 2 x 4096 on an H200. Tried: two
-//          thread blocks an SM, each tile once, and segments in pieces that fill the SMs (meant for 120, 270 and 530 us at 2 x 4096,
-//          1 x 16384 and 1 x 32768): 161, 354, 673, where this takes 175, 340, 655. With 128 registers a thread spills a third of S
-//          in every step. Next: their own roles, with wgmma.
+//          Beside the walks for Hopper these sums were nearly half of the forward's time, 70 of 175 us at 2 x 4096 on an H100; there they are
+//          made in roles now (hybrid_fused_segments_sm90.cu). Tried before that: two thread blocks an SM, each tile once, and segments in
+//          pieces that fill the SMs (meant for 120, 270 and 530 us at 2 x 4096, 1 x 16384 and 1 x 32768): 161, 354, 673, where this
+//          takes 175, 340, 655. With 128 registers a thread spills a third of S in every step.
 // SOURCE   the chunked scan of linear attention (arXiv 2312.06635, section 3); the cut is derived here.
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 

@@ -14,7 +14,18 @@
 // COST     a position, D = 128: 3 D^2 FLOPs, 4 D bytes. On chip a block of 64 takes: tensor cores 768 clocks, exponentials 512.
 //          Parts: 66 KB each, at most one an SM and one a segment; starts as in hybrid_fused_segments.cu.
 // NUMERICS hybrid_fused_segments.cu, and features as in hybrid_fused_forward_sm90.cu. The cut is a function of shape and device.
-// LADDER   1 this.
+// LADDER   H200, sums with their prefix, us, at 1x1024, 2x4096, 1x32768 (32 heads of 128, 8 KV heads; keys, then queries):
+//          1  17  68  266 |  17  72  279   hybrid_fused_segments.cu: mma.sync. A thread block a segment but the last, so that a cut in two
+//                                          leaves half of the SMs idle.
+//          2  19  45  209 |  18  43  184   three groups of maps, one of sums that also queues copies; even shares. Meant for 800 clocks a
+//                                          block, seen 3700: divisions of int64 by the copies' thread.
+//          3  19  35  148 |  18  40  154   those made once. z by mma.sync takes 1100 clocks a block: it queues behind wgmma in flight.
+//          4  17  32  128 |  16  36  140   z by the cores, parts as threads hold them; left: 870 clocks a block for queueing copies.
+//          5  15  27  122 |  15  34  131   copies by a group of their own, two groups of maps that project a block ahead.
+//          6  14  26  112 |  14  32  124   features without a branch (hybrid_roles_maps.cuh), no int64 in the cuts. By clock stamps of 5 the
+//                                          sums wait for phi half of the time. From queries 1x32768 reads 403 MB, 96 us at full bandwidth.
+//          Beside these 1x1024 pays 14 us for 2.7 blocks a thread block: two launches, maps, parts. Next: keys for the heads of a group
+//          at once; segments of short sequences that add up themselves what is before them.
 // SOURCE   hybrid_fused_segments.cu; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
