@@ -50,9 +50,9 @@ struct FusedInputs {
 
 // What the walk over the rows leaves for the walk over the keys, by item; rows padded to whole blocks.
 struct FusedRowResults {
-    __nv_bfloat16* dn;  // [items, blocks * 64, D]
-    float *dz, *high,
-        *max_part;  // [items, blocks * 64] each: dZ; m before scaling; D over the number of keys that tie for m
+    __nv_bfloat16* dn;  // [items, blocks * 64, D]; null where the walk over the keys takes dy and 1 / Z
+    // [items, blocks * 64] each: dZ; m before scaling; D over the number of keys that tie for m; 1 / Z (on Hopper, where dy is given)
+    float *dz, *high, *max_part, *inverse;
 };
 
 // [B,H,T,D] in f32 or bf16, written in pairs of neighbours.

@@ -2,14 +2,16 @@
 //
 // MATHS    hybrid_attention.h.
 // TILING   a walk over the rows, one over the keys (hybrid_fused_backward_rows.cu, .._keys.cu), then sums over batch and groups.
-// COST     30 D^2 FLOPs a row and query head at D = 128, 6 D^2 more in segments. Workspace: 2 D + 12 bytes a row and query head,
-//          4 D more where a group has several; 4 D F bytes a map, item and segment; the states that segments begin with
-//          (hybrid_fused_segments.cu).
+// COST     30 D^2 FLOPs a row and query head at D = 128, 6 D^2 more in segments. Workspace: 16 bytes a row and query head, 2 D more for dN,
+//          4 D more where a group has several (less where a thread block adds some up); 4 D F bytes a map, item and segment; the
+//          states that segments begin with (hybrid_fused_segments.cu).
 // NUMERICS in the files of the kernels.
 // LADDER   1 this.
 //          2 on Hopper the walk over the keys in roles (hybrid_fused_backward_keys_sm90.cu). H200, 8x1024 tokens, 32 heads of 128, 8 KV
 //            heads, us: 1,072 to 737, of which the rows 580 under the profiler and the sums over groups 50.
 //          3 that over the rows too (hybrid_fused_backward_rows_sm90.cu): 403 to 238 of it.
+//          4 neither waits for what it could have made or loaded before, dN stays on the chip, heads are added up where they are made:
+//            477 to 409 (rows 191, keys 173, sums over groups 36); with gradients of maps 640 to 476, D = 64 356 to 312.
 // SOURCE   arXiv 2410.10254.
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 
@@ -25,7 +27,16 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
     in.shape.segments = segments_of(in.shape, a.forward.q.device);
     const FusedShape& s = in.shape;
     const int64_t d = a.forward.q.size(3), map_size = d * kFusedMap;
-    const FusedRowScratch rows(s, d, stream);
+    const bool has_keys = a.dk || a.dv || a.dwk;
+    const bool rows_sm90 = fused_rows_sm90_applies(a);
+    // A slot that the copy engine does not reach gets a sum of parts that it does, but where there is nothing to sum.
+    const bool direct = fused_keys_sm90_applies(a.forward, {a.dk, a.dv}), grouped = s.heads != s.kv_heads;
+    const bool keys_sm90 = rows_sm90 && fused_keys_sm90_applies(a.forward, {}) && (direct || grouped);
+    const int together = keys_sm90 && direct ? fused_keys_sm90_heads_together(s) : 1, key_heads = s.heads / together;
+    const KeyGradient dk(a.dk, s, d, key_heads, stream), dv(a.dv, s, d, key_heads, stream);
+    const GradSlot dk_rows = dk.rows(s, d), dv_rows = dv.rows(s, d);
+    const bool needs_dn = !rows_sm90 || (has_keys && (!keys_sm90 || s.segments > 1));
+    const FusedRowScratch rows(s, d, stream, needs_dn);
     const SegmentStarts starts(in, d, stream);
     const DeviceScratch<double> da(s.parts(), stream);
     const auto map_parts = [&](const GradSlot& slot) {
@@ -40,24 +51,23 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
                                   .dwq_parts = dwq.data(),
                                   .da_parts = da.data(),
                                   .starts = starts.of_keys()};
-    if (hopper_applies({a.forward.q, a.forward.k, a.forward.v, a.forward.y, a.dy}))
+    if (rows_sm90)
         fused_backward_rows_sm90(over_rows, a, stream);
     else
         fused_backward_rows(over_rows, d, stream);
     store_map_gradient(dwq.data(), s, s.heads, d, a.dwq, stream);
     store_mix_gradient(da.data(), in, a.dmix_logit, stream);
-    if (!a.dk && !a.dv && !a.dwk) return;
-    const KeyGradient dk(a.dk, s, d, stream), dv(a.dv, s, d, stream);
-    const GradSlot dk_rows = dk.rows(s, d), dv_rows = dv.rows(s, d);
+    if (!has_keys) return;
     const FusedKeysArgs keys{.in = in,
                              .results = rows.results(),
                              .dk = PairRows(dk_rows),
                              .dv = PairRows(dv_rows),
-                             .by_query_head = s.heads != s.kv_heads,
+                             .key_heads = key_heads,
+                             .heads_together = together,
                              .dwk_parts = dwk.data(),
                              .starts = starts.of_queries(rows.results(), s.blocks, 1)};
-    if (fused_keys_sm90_applies(a.forward, {dk_rows, dv_rows}))
-        fused_backward_keys_sm90(keys, a.forward, dk_rows, dv_rows, stream);
+    if (keys_sm90)
+        fused_backward_keys_sm90(keys, a, dk_rows, dv_rows, stream);
     else
         fused_backward_keys(keys, d, stream);
     dk.finish(s, d, stream), dv.finish(s, d, stream);

@@ -118,7 +118,7 @@ __device__ __forceinline__ void store_keys(const FusedKeysArgs& args, const Fuse
         const int j = c * kFusedRows + r;
         if (j >= args.in.shape.length) return;
         elements([&](int, int column, const float* x) {
-            to.put(head.b, args.by_query_head ? head.h : head.hk, j, column, make_float2(x[0], x[1]));
+            to.put(head.b, head.h / (args.in.shape.heads / args.key_heads), j, column, make_float2(x[0], x[1]));
         });
     });
 }

@@ -3,19 +3,23 @@
 // MATHS    hybrid_attention.h. For the keys of block c: the window's rows are blocks c and c+1; T and t hold rows of blocks >= c+2.
 // TILING   thread block = (batch entry, query head, segment), one on each SM, blocks of 64 positions in reverse. Warpgroups:
 //
-//            maps        phi_q(c+2), then phi_k(c), in one tile                  [64,64] products
-//            window      rows of blocks c+1, then c:  s = q k(c)^T, dP = dN v(c)^T -> P, dS
+//            maps        phi_q(c+2) / Z, then phi_k(c), in one tile                  [64,64] products
+//            window      rows of blocks c+1, then c:  s = q k(c)^T, dy v(c)^T -> P / Z, dS
 //            gradients   dphi_k = v(c) T^T + t -> du;  dWk^T += du^T k(c)
-//                        dv = phi_k T + P^T dN, dk = dS^T q + du W^T, which leave through the places of P and dS
-//            state       T^T += dN(c+2)^T phi_q(c+2), t; a copy of T, rounded, for the gradients. One thread queues copies.
+//                        dv = phi_k T + (P / Z)^T dy, dk = dS^T q + du W^T, which leave through the places of P and dS
+//            state       T^T += dy(c+2)^T (phi_q(c+2) / Z), t; a copy of T, rounded, for the gradients. One thread queues copies.
 //
+//          dN = dy / Z never lies in memory: 1 / Z goes into the exponent of P and into the sums of phi_q's softmax. Where that costs no
+//          time a thread block walks several query heads of a KV head, and the copy engine adds the later ones' dk and dv to what the
+//          first has stored: of 256 items on 132 SMs each takes two.
 //          A tile goes from role to role through its `full` and `free` barriers, so that the roles work on different blocks.
-//          Shared memory: 2 q, 2 dN, k, v [64,D], maps [D,F], phi [64,128], T's copy [128,D], P and dS of either block [64,64], du.
+//          Shared memory: 2 q, 2 dy, k, v [64,D], maps [D,F], phi [64,128], T's copy [128,D], P and dS of either block [64,64], du.
 // COST     as hybrid_fused_backward_keys.cu. On chip a block of 64 keys takes, D = 128: tensor cores 4864 clocks, exponentials 1536,
 //          shared memory 5900.
 // NUMERICS as hybrid_fused_backward_keys.cu, but: 1 / sums of features by rcp.approx and features without the shift of their softmax
 //          where nothing can overflow (FeatureRows::make); features that were clamped take part in du: their share of it is
-//          below 1e-10; gamma enters a weight through the exponent, which is one fma. Scores
+//          below 1e-10; gamma enters a weight through the exponent, which is one fma; dN is not rounded, P / Z is. Sums over heads
+//          that the copy engine makes are rounded to bf16 after each, in order of the heads. Scores
 //          have the same bits from wgmma as from mma.sync, whichever operand comes first (seen on an H200): either walk over the
 //          rows may come before.
 // LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us, one call after the other:
@@ -27,6 +31,14 @@
 //          3 183  t enters dphi_k before the product, clamped features take part, no general stores in the kernel.
 //          4 209  (not kept) du made by the maps while phi_k is in registers: dWk, and with it the place of k, then wait for du behind
 //                 both projections, and the window behind k. With two places for k it may pay: T's copy leaves no room.
+//          5 193  weights made before their places are free. Predicted: 150. By ncu what the window waited for, and with it the gradients,
+//                 were numbers of its rows: twice a block 1800 clocks from memory.
+//          6 201  those by the copy engine; dy and 1 / Z for dN; t by column sums, where mma.sync had waited for all wgmma under way; two
+//                 heads to a thread block (sums over groups 50 to 36). Nobody waited for the window any more, but all for
+//                 instructions (8 to 23 % of a role's time), and the gradients for one thread's two divisions at each store.
+//          7 186  without those; phi_q and phi_k by one piece of code.
+//          8 173  without dWk dv and dk at once: one meeting and one wait a block instead of two. Predicted: 165. The window now waits for
+//                 q and dy, whose places are free late.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/common/dispatch.h"
@@ -46,33 +58,50 @@ KeysOutput output_of(const GradSlot& to, Stream stream) {
     return {.map = head_map(to.view), .wanted = true};
 }
 
-template <int D>
+template <int D, bool kMap>
 __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_constant__ KeysArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(kTileAlignment) unsigned char shared[];
     const KeysRoom<D, true> room{reinterpret_cast<__nv_bfloat16*>(shared)};
     KeysBarriers& barriers = room.barriers();
+    // f(head, adds) for the heads of this thread block.
+    const auto each_head = [&](auto&& f) {
+#pragma unroll 1
+        for (int i = 0; i < args.heads_together; ++i) {
+            const FusedHead head = head_of<true>(args, i);
+            if (i > 0) __syncthreads();  // all are done with barriers and tiles
+            if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head, room, barriers);
+            __syncwarp();
+            __syncthreads();
+            f(head, i > 0);
+        }
+    };
     const int role = warpgroup_index();
-    if (threadIdx.x == kState * kWarpgroup) begin_walk(args, room, barriers);
-    __syncwarp();
-    __syncthreads();
     if (role == kMaps) {
         shrink_registers<88>();
-        make_features(args, room, barriers);
+        each_head([&](const FusedHead& head, bool) { make_features(args, head, room, barriers); });
     } else if (role == kSecond) {
         shrink_registers<104>();
-        make_window(args, room, barriers);
+        each_head([&](const FusedHead& head, bool) { make_window(args, head, room, barriers); });
     } else if (role == kGradients) {
         grow_registers<160>();
-        make_gradients(args, room, barriers);
+        each_head([&](const FusedHead& head, bool adds) { make_gradients<D, kMap>(args, head, room, barriers, adds); });
     } else {
         grow_registers<160>();
-        keep_state(args, room, barriers);
+        each_head([&](const FusedHead& head, bool) { keep_state(args, head, room, barriers); });
     }
 #endif
 }
 
 }  // namespace
+
+int fused_keys_sm90_heads_together(const FusedShape& s) {
+    const int group = s.heads / s.kv_heads;
+    const int64_t places = multiprocessors(), waves = ceil_div(s.parts(), places);
+    for (int heads = group; heads > 1; --heads)
+        if (group % heads == 0 && ceil_div(s.parts() / heads, places) * heads <= waves) return heads;
+    return 1;
+}
 
 bool fused_keys_sm90_applies(const HybridAttentionForward& tensors, std::initializer_list<GradSlot> outputs) {
     for (const GradSlot& to : outputs)
@@ -82,28 +111,34 @@ bool fused_keys_sm90_applies(const HybridAttentionForward& tensors, std::initial
     return hopper_applies({tensors.q, tensors.k, tensors.v});
 }
 
-void fused_backward_keys_sm90(const FusedKeysArgs& args, const HybridAttentionForward& tensors, const GradSlot& dk,
+void fused_backward_keys_sm90(const FusedKeysArgs& args, const HybridAttentionBackward& a, const GradSlot& dk,
                               const GradSlot& dv, Stream stream) {
     const FusedShape& s = args.in.shape;
+    const HybridAttentionForward& tensors = a.forward;
     const int64_t d = tensors.q.size(3);
     const KeysArgs to{.q = head_map(tensors.q),
                       .k = head_map(tensors.k),
                       .v = head_map(tensors.v),
-                      .dn = head_map(padded_heads(args.results.dn, s, d, stream.device)),
+                      .dn = head_map(a.dy),
                       .dk = output_of(dk, stream),
                       .dv = output_of(dv, stream),
                       .in = args.in,
                       .dz = args.results.dz,
                       .high = args.results.high,
                       .max_part = args.results.max_part,
-                      .by_query_head = args.by_query_head,
+                      .inverse = args.results.inverse,
+                      .key_heads = args.key_heads,
+                      .heads_together = args.heads_together,
                       .dwk_parts = args.dwk_parts,
                       .starts = args.starts};
     dispatch_head_dim(static_cast<int>(d), [&](auto dim) {
-        constexpr int kBytes = KeysTraits<dim(), true>::kBytes;
-        allow_shared_memory(keys_kernel<dim()>, kBytes);
-        keys_kernel<dim()><<<grid_x(s.parts()), kKeysThreads, kBytes, cuda::handle_of(stream)>>>(to);
-        LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
+        dispatch_bool(args.dwk_parts != nullptr, [&](auto map) {
+            constexpr int kBytes = KeysTraits<dim(), true>::kBytes;
+            const auto kernel = keys_kernel<dim(), map()>;
+            allow_shared_memory(kernel, kBytes);
+            kernel<<<grid_x(s.parts() / to.heads_together), kKeysThreads, kBytes, cuda::handle_of(stream)>>>(to);
+            LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
+        });
     });
 }
 

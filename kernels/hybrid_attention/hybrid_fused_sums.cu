@@ -1,12 +1,17 @@
 // The ends of the fused gradients: what one thread block has a part of is added up in a fixed order.
 //
 // MATHS    dW[map] = sum over batch entries, the map's heads and their segments; da_h = (1-gamma) sum over batch entries and
-//          segments; dk, dv of a KV head = sum over its query heads.
+//          segments; dk, dv of a KV head = sum over the parts of its query heads.
 // TILING   one thread an element of dW or da; one thread eight elements of dk or dv.
 // COST     reads each part once: 4 D F bytes an item and segment, 4 D bytes a row and query head of dk and dv together.
 // NUMERICS f32 sums (da: f64) in order of batch, head, segment. A head's share of dk and dv is rounded to bf16 on the way: the
 //          sum of r shares then carries r roundings of 2^-9 of a share, where bf16 gradients carry one of their sum anyway.
-// LADDER   1 this. A thread block cluster for the heads of a group would add dk and dv up before they leave the chip.
+// LADDER   1 dk and dv of each query head (H200, 8x1024 tokens, 32 heads of 128, 8 KV heads: 25 us each).
+//          2 (not kept) a cluster for the heads of a group, which add by the copy engine in turn, each told by the one before that its
+//            stores are finished: 15x1024, whole backward 903 to 859; 943 if told once a block for dk and dv together. Of 132 SMs
+//            clusters of four reach 120: with 256 thread blocks that is a third wave.
+//          3 this: heads that one thread block walks one after the other are added up by it (hybrid_fused_backward_keys_sm90.cu), which
+//            needs no turns: 18 us each for the two that are left.
 // SOURCE   derived here.
 #include "kernels/hybrid_attention/hybrid_fused_sums.cuh"
 
@@ -15,16 +20,25 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// `shares`: of one batch entry, those of a map one after the other.
-__global__ void map_sum_kernel(const float* parts, int64_t batch, int64_t shares, int64_t maps, int64_t size,
-                               Operand out) {
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-    if (i >= maps * size) return;
-    const int64_t map = i / size, members = shares / maps;
+// `shares`: of one batch entry, those of a map one after the other. Some are loaded at once, and added in their order.
+__global__ void map_sum_kernel(const float* parts, int batch, int shares, int maps, int size, Operand out) {
+    const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x), map = blockIdx.y;
+    if (i >= size) return;
+    constexpr int kAtOnce = 8;
+    const int members = shares / maps, count = batch * members;
+    const float* from = parts + static_cast<int64_t>(map) * members * size + i;
     float sum = 0;
-    for (int64_t b = 0; b < batch; ++b)
-        for (int64_t j = 0; j < members; ++j) sum += parts[(b * shares + map * members + j) * size + i % size];
-    out.put(i, sum);
+    for (int first = 0; first < count; first += kAtOnce) {
+        float x[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+            const int n = first + k;
+            x[k] = n < count ? from[(static_cast<int64_t>(n / members) * shares + n % members) * size] : 0;
+        }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) sum += x[k];
+    }
+    out.put(static_cast<int64_t>(map) * size + i, sum);
 }
 
 __global__ void mix_sum_kernel(const double* parts, int64_t batch, int heads, int segments, Operand mix_logit,
@@ -37,8 +51,9 @@ __global__ void mix_sum_kernel(const double* parts, int64_t batch, int heads, in
     out.put(h, static_cast<float>(DeviceMix(mix_logit, spec, h).dlogit * sum));
 }
 
-__global__ void group_sum_kernel(const __nv_bfloat16* parts, FusedShape s, int64_t batch, int d, PairRows out) {
-    const int chunks = d / 8, group = s.heads / s.kv_heads;
+__global__ void group_sum_kernel(const __nv_bfloat16* parts, FusedShape s, int64_t batch, int group, int d,
+                                 PairRows out) {
+    const int chunks = d / 8;
     const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= batch * s.kv_heads * s.length * chunks) return;
     const int column = static_cast<int>(i % chunks) * 8;
@@ -56,15 +71,18 @@ __global__ void group_sum_kernel(const __nv_bfloat16* parts, FusedShape s, int64
 
 }  // namespace
 
-FusedRowScratch::FusedRowScratch(const FusedShape& shape, int64_t d, Stream stream)
-    : rows_(shape.items * shape.blocks * kFusedRows), dn_(rows_ * d, stream), numbers_(3 * rows_, stream) {}
+FusedRowScratch::FusedRowScratch(const FusedShape& shape, int64_t d, Stream stream, bool has_dn)
+    : rows_(shape.items * shape.blocks * kFusedRows), numbers_(4 * rows_, stream) {
+    if (has_dn) dn_ = {rows_ * d, stream};
+}
 
 void store_map_gradient(const float* parts, const FusedShape& s, int64_t maps, int64_t d, const GradSlot& slot,
                         Stream stream) {
     if (!slot) return;
-    const int64_t size = d * kFusedMap;
-    map_sum_kernel<<<grid_x(ceil_div(maps * size, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
-        parts, s.items / s.heads, int64_t{s.heads} * s.segments, maps, size, Operand(slot));
+    const int size = static_cast<int>(d) * kFusedMap;
+    const dim3 grid(grid_x(ceil_div(size, kThreads)), static_cast<unsigned>(maps));
+    map_sum_kernel<<<grid, kThreads, 0, cuda::handle_of(stream)>>>(
+        parts, static_cast<int>(s.items / s.heads), s.heads * s.segments, static_cast<int>(maps), size, Operand(slot));
     LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
 }
 
@@ -76,11 +94,12 @@ void store_mix_gradient(const double* parts, const FusedInputs& in, const GradSl
     LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
 }
 
-void store_group_sum(const __nv_bfloat16* parts, const FusedShape& s, int64_t d, const GradSlot& slot, Stream stream) {
+void store_group_sum(const __nv_bfloat16* parts, const FusedShape& s, int64_t heads, int64_t d, const GradSlot& slot,
+                     Stream stream) {
     if (!slot) return;
     const int64_t batch = s.items / s.heads, count = batch * s.kv_heads * s.length * d / 8;
     group_sum_kernel<<<grid_x(ceil_div(count, kThreads)), kThreads, 0, cuda::handle_of(stream)>>>(
-        parts, s, batch, static_cast<int>(d), PairRows(slot));
+        parts, s, batch, static_cast<int>(heads / s.kv_heads), static_cast<int>(d), PairRows(slot));
     LC_LAUNCHED("hybrid_attention", cuda::handle_of(stream));
 }
 

@@ -7,9 +7,10 @@ namespace lc::kernels {
 // FusedRowResults in workspace.
 class FusedRowScratch {
   public:
-    FusedRowScratch(const FusedShape& shape, int64_t d, Stream stream);
+    FusedRowScratch(const FusedShape& shape, int64_t d, Stream stream, bool has_dn = true);
     FusedRowResults results() const {
-        return {dn_.data(), numbers_.data(), numbers_.data() + rows_, numbers_.data() + 2 * rows_};
+        float* numbers = numbers_.data();
+        return {dn_.data(), numbers, numbers + rows_, numbers + 2 * rows_, numbers + 3 * rows_};
     }
 
   private:
@@ -18,10 +19,13 @@ class FusedRowScratch {
     DeviceScratch<float> numbers_;
 };
 
-// Workspace [items, blocks * 64, D] as [B,H,blocks * 64,D].
-inline TensorView padded_heads(__nv_bfloat16* data, const FusedShape& s, int64_t d, Device device) {
+// Workspace [B,heads,blocks * 64,D].
+inline TensorView padded_heads(__nv_bfloat16* data, const FusedShape& s, int64_t heads, int64_t d, Device device) {
     return {reinterpret_cast<std::byte*>(data),
-            Layout::contiguous({s.items / s.heads, s.heads, int64_t{s.blocks} * kFusedRows, d}), DType::bf16, device};
+            Layout::contiguous({s.items / s.heads, heads, int64_t{s.blocks} * kFusedRows, d}), DType::bf16, device};
+}
+inline TensorView padded_heads(__nv_bfloat16* data, const FusedShape& s, int64_t d, Device device) {
+    return padded_heads(data, s, s.heads, d, device);
 }
 
 // slot [maps,D,F] (+)= sum of parts [B,H,segments,D,F] over the batch, the query heads that share a map, and segments.
@@ -29,9 +33,9 @@ void store_map_gradient(const float* parts, const FusedShape& shape, int64_t map
                         Stream stream);
 // slot [H] (+)= (1-gamma) sum of parts [B,H,segments] over batch and segments.
 void store_mix_gradient(const double* parts, const FusedInputs& in, const GradSlot& slot, Stream stream);
-// slot [B,H_kv,T,D] (+)= sum of parts [B,H,blocks * 64,D] over the query heads of a group.
-void store_group_sum(const __nv_bfloat16* parts, const FusedShape& shape, int64_t d, const GradSlot& slot,
-                     Stream stream);
+// slot [B,H_kv,T,D] (+)= sum of parts [B,heads,blocks * 64,D] over the heads of a group.
+void store_group_sum(const __nv_bfloat16* parts, const FusedShape& shape, int64_t heads, int64_t d,
+                     const GradSlot& slot, Stream stream);
 
 // Sum over the thread block in a fixed order, for thread 0; `room` holds kWarps doubles that nobody else uses meanwhile.
 __device__ __forceinline__ double fused_block_sum(double value, double* room) {

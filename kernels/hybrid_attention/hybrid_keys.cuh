@@ -1,8 +1,8 @@
 // The Hopper form of the walks over the keys, last block first: what their roles share. Of hybrid attention's backward, with the window
 // (hybrid_fused_backward_keys_sm90.cu), and of stage 1, without it (transfer_loss_keys_sm90.cu).
 #pragma once
+#include "kernels/hybrid_attention/hybrid_compact_features.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
-#include "kernels/hybrid_attention/hybrid_roles_maps.cuh"
 
 namespace lc::kernels::hybrid_keys {
 
@@ -16,7 +16,7 @@ enum NamedBarrier { kMapsBarrier = 1, kSecondBarrier, kGradientsBarrier, kStateB
 inline constexpr int kKeysThreads = kRoles * kWarpgroup;
 inline constexpr int kWarpsOfRole = kWarpgroup / kWarp;
 inline constexpr int kTotals = 4;             // places of t: one is read while two more are made
-inline constexpr int kBarrierBytes = 25 * 8;  // of KeysBarriers
+inline constexpr int kBarrierBytes = 26 * 8;  // of KeysBarriers
 
 // Where dk or dv goes.
 struct KeysOutput {
@@ -25,13 +25,14 @@ struct KeysOutput {
 };
 
 struct KeysArgs {
-    CUtensorMap q, k, v, dn;
+    CUtensorMap q, k, v, dn;  // with the window dy for dN: P and phi_q are then over Z
     KeysOutput dk, dv;
     FusedInputs in;
-    const float *dz, *high, *max_part;  // FusedRowResults; the last two for the window
-    bool by_query_head;                 // dk and dv
-    float* dwk_parts;                   // [items,segments,D,F], or null
-    const float* starts;                // T, t of the segments
+    const float *dz, *high, *max_part, *inverse;  // FusedRowResults; all but the first for the window
+    int key_heads;                                // of dk and dv
+    int heads_together;   // query heads that a thread block walks one after the other, adding up dk and dv
+    float* dwk_parts;     // [items,segments,D,F], or null
+    const float* starts;  // T, t of the segments
 };
 
 template <int D, bool kWindow>
@@ -41,7 +42,8 @@ struct KeysTraits {
     using Rows = WgmmaTile<kFusedRows, D>;
     using Map = WgmmaTile<D, kFusedMap>;
     using Copy = WgmmaTile<kFusedFeatures, D>;
-    static constexpr int kFloats = kTotals * kFusedFeatures + 2 * kFusedRows;
+    static constexpr int kNumbers = kWindow ? 4 : 1;  // of a row: dZ; 1 / Z, m, D / ties
+    static constexpr int kFloats = kTotals * kFusedFeatures + 2 * kNumbers * kFusedRows;
     static constexpr int kBytes = (4 + 2 * kKeyTiles) * Rows::kBytes + 2 * Map::kBytes + Copy::kBytes +
                                   kFeatureTiles * FeatureTile::kBytes + (kWindow ? 5 * Panel::kBytes : 0) +
                                   kFloats * static_cast<int>(sizeof(float)) + kBarrierBytes;
@@ -53,7 +55,8 @@ struct KeysTraits {
 struct KeysBarriers {
     Barrier q_full[2], q_free[2], dn_full[2], dn_free[2], k_full[2], k_free[2], v_full[2], v_free[2];
     Barrier phi_q_full, phi_q_free, phi_k_full, phi_k_free, copy_full, copy_free;
-    Barrier weights_full[2], weights_free;  // [next], [own]
+    Barrier weights_full[2], weights_free,
+        gradients_free;  // [next], [own]; both again, once dv and dk have left their places
 
     template <bool kWindow>
     __device__ void init() {
@@ -61,13 +64,14 @@ struct KeysBarriers {
         constexpr int kOfQueries = kWindow ? 3 : 1, kOfKeys = kWindow ? 3 : 2, kOfValues = kWindow ? 2 : 1;
         for (int i = 0; i < 2; ++i) {
             q_full[i].init(1), q_free[i].init(kOfQueries * kWarpsOfRole);
-            dn_full[i].init(1), dn_free[i].init((kWindow ? 2 * kWarpsOfRole : 0) + kWarpgroup);
+            dn_full[i].init(1), dn_free[i].init(kWindow ? kWarpsOfRole + 3 * kWarpgroup : kWarpgroup);
             k_full[i].init(1), k_free[i].init(kOfKeys * kWarpsOfRole);
             v_full[i].init(1), v_free[i].init(kOfValues * kWarpsOfRole);
             weights_full[i].init(kWarpgroup);
         }
         phi_q_full.init(kWarpgroup), phi_q_free.init(kWarpgroup), phi_k_full.init(kWarpgroup);
-        phi_k_free.init(kWarpgroup), copy_full.init(kWarpgroup), copy_free.init(kWarpgroup), weights_free.init(1);
+        phi_k_free.init(kWarpgroup), copy_full.init(kWarpgroup), copy_free.init(kWarpgroup), weights_free.init(1),
+            gradients_free.init(1);
         fence_barriers();
     }
 };
@@ -102,7 +106,10 @@ struct KeysRoom {
     __device__ __forceinline__ float* t(int stage) const {
         return reinterpret_cast<float*>(panel(kWindow ? 5 : 0).data) + stage * kFusedFeatures;
     }
-    __device__ __forceinline__ float* dz(int stage) const { return t(kTotals) + stage * kFusedRows; }
+    __device__ __forceinline__ float* dz(int stage) const { return t(kTotals) + stage * Tr::kNumbers * kFusedRows; }
+    __device__ __forceinline__ float* inverse(int stage) const { return dz(stage) + kFusedRows; }
+    __device__ __forceinline__ float* high(int stage) const { return dz(stage) + 2 * kFusedRows; }
+    __device__ __forceinline__ float* max_part(int stage) const { return dz(stage) + 3 * kFusedRows; }
     __device__ __forceinline__ KeysBarriers& barriers() const { return *reinterpret_cast<KeysBarriers*>(dz(2)); }
 };
 
@@ -130,22 +137,30 @@ struct KeysWalk {
     __device__ __forceinline__ int growth(int c) const { return kWindow ? min(from - 1, blocks - 3) - c : step(c); }
 };
 
+// The i-th head of this thread block.
 template <bool kWindow>
-__device__ __forceinline__ FusedHead head_of(const KeysArgs& args) {
-    return FusedHead(args.in.shape, args.in.shape.blocks - (kWindow ? 0 : 2));
+__device__ __forceinline__ FusedHead head_of(const KeysArgs& args, int i) {
+    const FusedShape& s = args.in.shape;
+    FusedHead head(s, s.blocks - (kWindow ? 0 : 2));
+    if (args.heads_together == 1) return head;
+    const unsigned item = static_cast<unsigned>(head.item) * args.heads_together + i;
+    head.item = item, head.b = item / s.heads, head.h = static_cast<int>(item % s.heads);
+    head.hk = head.h / (s.heads / s.kv_heads), head.hs = head.h / (s.heads / s.maps);
+    return head;
 }
 
 // phi of the rows of x into a tile: is_free() returns once the readers of what is there are done.
 template <int D, class Wait>
 __device__ __forceinline__ void make_phi(const WgmmaTile<kFusedRows, D>& x, const WgmmaTile<D, kFusedMap>& w,
-                                         Barrier& x_free, const FeatureTile& to, Barrier& full, Wait&& is_free) {
+                                         Barrier& x_free, const FeatureTile& to, Barrier& full, Wait&& is_free,
+                                         const float (&factor)[2] = {1, 1}) {
     float u[kFusedMap / 2];
-    hybrid_roles::FeatureRows phi;
+    hybrid_roles::CompactFeatureRows phi;
     hybrid_roles::project<D>(u, x, w);
     wgmma_wait<0>();
     wgmma_settle(u);
     release(x_free);
-    phi.make(u);
+    phi.make(u, factor);
     is_free();
     phi.store(to);
     fence_async_proxy();
@@ -154,32 +169,42 @@ __device__ __forceinline__ void make_phi(const WgmmaTile<kFusedRows, D>& x, cons
 
 // The maps' role in a walk with the window: phi_q(c + 2), then phi_k(c), in one tile.
 template <int D>
-__device__ __forceinline__ void make_features(const KeysArgs& args, const KeysRoom<D, true>& room,
-                                              KeysBarriers& barriers) {
-    const FusedHead head = head_of<true>(args);
+__device__ __forceinline__ void make_features(const KeysArgs& args, const FusedHead& head,
+                                              const KeysRoom<D, true>& room, KeysBarriers& barriers) {
+    static_assert(KeysTraits<D, true>::kFeatureTiles == 1);
     const KeysWalk<true> walk(head, args.in.shape.blocks);
     load_map<D, kWarpgroup>(room.map(0), args.in.wq, head.h, threadIdx.x % kWarpgroup);
     load_map<D, kWarpgroup>(room.map(1), args.in.wk, head.hs, threadIdx.x % kWarpgroup);
     fence_async_proxy();
     named_sync<kWarpgroup>(kMapsBarrier);
-    for (int c = walk.from; c >= walk.to; --c) {
-        const bool far = walk.is_far(c);
-        if (walk.takes_rows(c)) {
+    for (int c = walk.from; c >= walk.to; --c)
+#pragma unroll 1
+        for (int i = 0; i < 2; ++i) {  // one piece of code: instructions that no cache holds cost all roles
+            const bool of_queries = i == 0;
+            if (of_queries && !walk.takes_rows(c)) continue;
             const int stage = walk.row_stage(c + 2);
-            barriers.q_full[stage].wait(walk.row_parity(c + 2));
-            if (far)
-                make_phi(room.q(stage), room.map(0), barriers.q_free[stage], room.phi_q(), barriers.phi_q_full,
-                         [&] { barriers.phi_k_free.wait((walk.far_turn(c) - 1) & 1); });
-            else
-                release(barriers.q_free[stage]);
+            Barrier& x_free = of_queries ? barriers.q_free[stage] : barriers.k_free[0];
+            float factor[2] = {1, 1};
+            if (of_queries) {
+                barriers.q_full[stage].wait(walk.row_parity(c + 2));
+                barriers.dn_full[stage].wait(walk.row_parity(c + 2));
+                factor[0] = room.inverse(stage)[accumulator_row()];
+                factor[1] = room.inverse(stage)[accumulator_row() + 8];
+                barriers.dn_free[stage].arrive();
+            } else {
+                barriers.k_full[0].wait(walk.key_parity(c));
+            }
+            if (walk.is_far(c)) {
+                const auto is_free = [&] {
+                    of_queries ? barriers.phi_k_free.wait((walk.far_turn(c) - 1) & 1)
+                               : barriers.phi_q_free.wait(walk.growth(c) & 1);
+                };
+                make_phi(of_queries ? room.q(stage) : room.k(0), room.map(of_queries ? 0 : 1), x_free, room.phi_k(),
+                         of_queries ? barriers.phi_q_full : barriers.phi_k_full, is_free, factor);
+            } else {
+                release(x_free);
+            }
         }
-        barriers.k_full[0].wait(walk.key_parity(c));
-        if (far)
-            make_phi(room.k(0), room.map(1), barriers.k_free[0], room.phi_k(), barriers.phi_k_full,
-                     [&] { barriers.phi_q_free.wait(walk.growth(c) & 1); });
-        else
-            release(barriers.k_free[0]);
-    }
 }
 
 #endif

@@ -77,34 +77,43 @@ __device__ __forceinline__ void store_dwk(const float (&dwk)[D / 2], float* part
         part[(i / 4 * 8 + 2 * quad_lane() + i % 2) * kFusedMap + accumulator_row() + i / 2 % 2 * 8] = dwk[i];
 }
 
-// dk or dv of block c, through `staged`, which products of all four warps have read.
+// Head `h` of dk and dv; `adds`: to what a query head before has left there, whose stores this thread has waited for.
+struct KeysPlace {
+    int h;
+    bool adds;
+};
+
+// dk or dv in bf16 to its place on the way out, which products of all four warps have read.
 template <int D>
-__device__ __forceinline__ void store_keys(const KeysArgs& args, const FusedHead& head, const KeysOutput& to, int c,
-                                           const Panel& staged, const float (&x)[D / 2]) {
-    named_sync<kWarpgroup>(kGradientsBarrier);
+__device__ __forceinline__ void stage_keys(const KeysOutput& to, const Panel& staged, const float (&x)[D / 2]) {
     if (!to.wanted) return;
-    const WgmmaTile<kFusedRows, D> tile{staged.data};
 #pragma unroll
-    for (int i = 0; i < D / 16; ++i) store_operand(tile, wgmma_operand(x, i), i);
-    fence_async_proxy();
-    named_sync<kWarpgroup>(kGradientsBarrier);
-    if (threadIdx.x % kWarpgroup == 0) {
-        const int h = args.by_query_head ? head.h : head.hk;
+    for (int i = 0; i < D / 16; ++i) store_operand(WgmmaTile<kFusedRows, D>{staged.data}, wgmma_operand(x, i), i);
+}
+// By one thread: from there to block c.
+template <int D>
+__device__ __forceinline__ void store_keys(const FusedHead& head, const KeysPlace& place, const KeysOutput& to, int c,
+                                           const Panel& staged) {
+    if (!to.wanted) return;
+    const int t = c * kFusedRows, b = static_cast<int>(head.b);
+    constexpr int kPanel = WgmmaTile<kFusedRows, D>::kPanel;
+    if (place.adds) {
 #pragma unroll
-        for (int p = 0; p < D / 64; ++p)
-            store_panel({tile.data + p * tile.kPanel}, to.map, c * kFusedRows, 64 * p, h, static_cast<int>(head.b));
-        store_commit();
+        for (int p = 0; p < D / 64; ++p) add_panel({staged.data + p * kPanel}, to.map, t, 64 * p, place.h, b);
+    } else {
+#pragma unroll
+        for (int p = 0; p < D / 64; ++p) store_panel({staged.data + p * kPanel}, to.map, t, 64 * p, place.h, b);
     }
-    __syncwarp();
 }
 
-// A step with the window; kFar: some rows see these keys through T.
-template <int D, bool kFar>
+// A step with the window; kFar: some rows see these keys through T. Without dWk there are registers for dv and dk at once.
+template <int D, bool kMap, bool kFar>
 __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedHead& head,
                                               const KeysRoom<D, true>& room, KeysBarriers& barriers,
-                                              const KeysWalk<true>& walk, int c, float (&dwk)[D / 2]) {
+                                              const KeysWalk<true>& walk, const KeysPlace& place, int c,
+                                              float (&dwk)[D / 2]) {
     const int parity = walk.step(c) % 2, own = walk.row_stage(c), next = own ^ 1;
-    float dv[D / 2];
+    const bool leads = threadIdx.x % kWarpgroup == 0;
     {
         float g[kFusedFeatures / 2];
         barriers.v_full[0].wait(parity);
@@ -115,9 +124,10 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
             add_dphi<D>(g, room.v(0), room.copy());
             wgmma_commit();
         }
-        if (threadIdx.x % kWarpgroup == 0 && c < walk.from) {
-            store_wait_read();  // dv and dk of block c + 1 have left
-            barriers.weights_free.arrive();
+        if (leads && c < walk.from) {
+            store_wait_read();  // dk of block c + 1 has left, and dv
+            if (!kMap) barriers.weights_free.arrive();
+            barriers.gradients_free.arrive();
         }
         __syncwarp();
         if constexpr (kFar) {
@@ -132,23 +142,34 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
             named_sync<kWarpgroup>(kGradientsBarrier);
         }
     }
+    float dv[D / 2], dk[D / 2];
+    const auto add_du = [&] {  // dk += du W^T
+        const WgmmaDescriptor left = k_major(room.du()), right = k_major(room.map(1));
+#pragma unroll
+        for (int f = 0; f < kFusedMap; f += 16) wgmma_ss<Major::K>(dk, left + f, right + f, kMap || f > 0);
+    };
     barriers.k_full[0].wait(parity);
     if constexpr (kFar) {
         wgmma_fence();
-        accumulate<D>(dwk, room.du(), room.k(0));
-        wgmma_commit();
+        if constexpr (kMap) {
+            accumulate<D>(dwk, room.du(), room.k(0));
+            wgmma_commit();
+        }
         const WgmmaDescriptor left = k_major(room.phi_k()), right = mn_major(room.copy());
 #pragma unroll
         for (int f = 0; f < kFusedFeatures; f += 16)
             wgmma_ss<Major::MN>(dv, left + k_offset<FeatureTile>(f), right + 64 * f, f > 0);
+        if constexpr (!kMap) add_du();
         wgmma_commit();
-        wgmma_wait<1>();
+        if constexpr (kMap) wgmma_wait<1>();
     }
     release(barriers.k_free[0]);
     barriers.dn_full[next].wait(walk.row_parity(c + 1));
+    if constexpr (!kMap) barriers.q_full[next].wait(walk.row_parity(c + 1));
     barriers.weights_full[0].wait(parity);
     wgmma_fence();
     accumulate<D>(dv, room.weights(0), room.dn(next), kFar);
+    if constexpr (!kMap) accumulate<D>(dk, room.score_gradients(0), room.q(next), kFar);
     wgmma_commit();
     if constexpr (kFar) {
         wgmma_wait<1>();
@@ -156,44 +177,66 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
         barriers.phi_k_free.arrive();
     }
     barriers.dn_full[own].wait(walk.row_parity(c));
+    if constexpr (!kMap) barriers.q_full[own].wait(walk.row_parity(c));
     barriers.weights_full[1].wait(parity);
     wgmma_fence();
     accumulate<D>(dv, room.weights(1), room.dn(own));
+    if constexpr (!kMap) accumulate<D>(dk, room.score_gradients(1), room.q(own));
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_settle(dv);
-    if constexpr (kFar) wgmma_settle(dwk);
     release(barriers.dn_free[next]);
-    store_keys<D>(args, head, args.dv, c, room.weights(0), dv);
-
-    float dk[D / 2];
-    barriers.q_full[next].wait(walk.row_parity(c + 1));
-    barriers.q_full[own].wait(walk.row_parity(c));
-    wgmma_fence();
-    accumulate<D>(dk, room.score_gradients(0), room.q(next), false);
-    accumulate<D>(dk, room.score_gradients(1), room.q(own));
-    if constexpr (kFar) {
-        const WgmmaDescriptor left = k_major(room.du()), right = k_major(room.map(1));
-#pragma unroll
-        for (int f = 0; f < kFusedMap; f += 16) wgmma_ss<Major::K>(dk, left + f, right + f, true);
+    if constexpr (kMap) {
+        if constexpr (kFar) wgmma_settle(dwk);
+        named_sync<kWarpgroup>(kGradientsBarrier);
+        stage_keys<D>(args.dv, room.weights(0), dv);
+        fence_async_proxy();
+        named_sync<kWarpgroup>(kGradientsBarrier);
+        if (leads) {
+            store_keys<D>(head, place, args.dv, c, room.weights(0));
+            store_commit();
+        }
+        __syncwarp();
+        barriers.q_full[next].wait(walk.row_parity(c + 1));
+        barriers.q_full[own].wait(walk.row_parity(c));
+        wgmma_fence();
+        accumulate<D>(dk, room.score_gradients(0), room.q(next), false);
+        accumulate<D>(dk, room.score_gradients(1), room.q(own));
+        if constexpr (kFar) add_du();
+        wgmma_commit();
+        if (leads) {
+            store_wait_read();  // dv of this block has left
+            barriers.weights_free.arrive();
+        }
+        __syncwarp();
+        wgmma_wait<0>();
     }
-    wgmma_commit();
-    wgmma_wait<0>();
     wgmma_settle(dk);
     release(barriers.q_free[next]);
-    store_keys<D>(args, head, args.dk, c, room.score_gradients(0), dk);
+    named_sync<kWarpgroup>(kGradientsBarrier);
+    if constexpr (!kMap) stage_keys<D>(args.dv, room.weights(0), dv);
+    stage_keys<D>(args.dk, room.score_gradients(0), dk);
+    fence_async_proxy();
+    named_sync<kWarpgroup>(kGradientsBarrier);
+    if (leads) {
+        if (!kMap) store_keys<D>(head, place, args.dv, c, room.weights(0));
+        store_keys<D>(head, place, args.dk, c, room.score_gradients(0));
+        store_commit();
+    }
+    __syncwarp();
 }
 
-template <int D>
-__device__ __forceinline__ void make_gradients(const KeysArgs& args, const KeysRoom<D, true>& room,
-                                               KeysBarriers& barriers) {
-    const FusedHead head = head_of<true>(args);
+template <int D, bool kMap>
+__device__ __forceinline__ void make_gradients(const KeysArgs& args, const FusedHead& head,
+                                               const KeysRoom<D, true>& room, KeysBarriers& barriers, bool adds) {
     const KeysWalk<true> walk(head, args.in.shape.blocks);
+    const KeysPlace place{head.h / (args.in.shape.heads / args.key_heads), adds};
     float dwk[D / 2] = {};
     int c = walk.from;
-    for (; c >= walk.to && !walk.is_far(c); --c) make_gradient<D, false>(args, head, room, barriers, walk, c, dwk);
-    for (; c >= walk.to; --c) make_gradient<D, true>(args, head, room, barriers, walk, c, dwk);
-    if (args.dwk_parts) store_dwk<D>(dwk, args.dwk_parts + head.part() * D * kFusedMap);
+    for (; c >= walk.to && !walk.is_far(c); --c)
+        make_gradient<D, kMap, false>(args, head, room, barriers, walk, place, c, dwk);
+    for (; c >= walk.to; --c) make_gradient<D, kMap, true>(args, head, room, barriers, walk, place, c, dwk);
+    if (kMap) store_dwk<D>(dwk, args.dwk_parts + (head.item * args.in.shape.segments + head.segment) * D * kFusedMap);
     if (threadIdx.x % kWarpgroup == 0) store_wait();
 }
 

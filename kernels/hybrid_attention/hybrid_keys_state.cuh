@@ -25,12 +25,17 @@ struct KeysCopies {
     __device__ __forceinline__ void rows(int b) const {
         const int stage = walk.row_stage(b), parity = walk.row_parity(b);
         copy(args.q, head.h, b, room.q(stage), barriers.q_full[stage], barriers.q_free[stage], parity);
+        constexpr int kBytes = kFusedRows * static_cast<int>(sizeof(float));
         const bool there = b < walk.blocks;
         copy(args.dn, head.h, b, room.dn(stage), barriers.dn_full[stage], barriers.dn_free[stage], parity,
-             there ? kFusedRows * static_cast<int>(sizeof(float)) : 0);
-        if (there)
-            copy_bulk(room.dz(stage), args.dz + (head.item * walk.blocks + b) * kFusedRows,
-                      kFusedRows * static_cast<int>(sizeof(float)), barriers.dn_full[stage]);
+             there ? KeysTraits<D, kWindow>::kNumbers * kBytes : 0);
+        if (!there) return;
+        const int64_t first = (head.item * walk.blocks + b) * kFusedRows;
+        copy_bulk(room.dz(stage), args.dz + first, kBytes, barriers.dn_full[stage]);
+        if (!kWindow) return;
+        copy_bulk(room.inverse(stage), args.inverse + first, kBytes, barriers.dn_full[stage]);
+        copy_bulk(room.high(stage), args.high + first, kBytes, barriers.dn_full[stage]);
+        copy_bulk(room.max_part(stage), args.max_part + first, kBytes, barriers.dn_full[stage]);
     }
     __device__ __forceinline__ void keys(int c) const {
         const int stage = walk.key_stage(c);
@@ -67,8 +72,9 @@ struct KeysState {
         for (int p = 0; p < kPanels; ++p)
             hybrid_roles::each_state<D>(sums[p], p, [&](float& x, int place) { x = starts[place]; });
     }
-    // += dN^T phi_q; t = before + dZ^T phi_q, each warp for 32 features.
-    __device__ __forceinline__ void add(const WgmmaTile<kFusedRows, D>& dn, const float* dz, const FeatureTile& phi,
+    // += dN^T phi_q; t = before + weight^T phi_q.
+    template <class Weight>
+    __device__ __forceinline__ void add(const WgmmaTile<kFusedRows, D>& dn, const FeatureTile& phi, Weight&& weight,
                                         const float* before, float* t) {
         const WgmmaDescriptor features = mn_major(phi);
         wgmma_fence();
@@ -80,24 +86,10 @@ struct KeysState {
                 wgmma_ss<Major::MN, Major::MN>(sums[p], rows + 64 * k, features + 64 * k, true);
         }
         wgmma_commit();
-        const SplitWeights weights{dz};
-        const int lane = threadIdx.x % kWarp;
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-            const int first = warp_index() % 4 * 32 + 16 * m;
-            Accumulator more = {};
-#pragma unroll
-            for (int k = 0; k < kFusedRows; k += 16) {
-                FragmentA a;
-                ldmatrix_transposed(a.r, phi.chunk(k + lane % 8 + lane / 16 * 8, first + lane / 8 % 2 * 8));
-                mma(more, a, weights(k), 0);
-            }
-            if (quad_lane() != 0) continue;
-            const int feature = first + quad_row();
-            t[feature] = before[feature] + (more.c[0] + more.c[1]);
-            t[feature + 8] = before[feature + 8] + (more.c[2] + more.c[3]);
-        }
-        __syncwarp();
+        hybrid_roles::ColumnSums more;
+        more.add(phi, weight);
+        const int feature = threadIdx.x % kWarpgroup;
+        t[feature] = before[feature] + more.total();
         wgmma_wait<0>();
 #pragma unroll
         for (int p = 0; p < kPanels; ++p) wgmma_settle(sums[p]);
@@ -115,19 +107,17 @@ struct KeysState {
 
 // By one thread, before all meet: barriers, and the first tiles, which come while the maps are loaded.
 template <int D, bool kWindow>
-__device__ __forceinline__ void begin_walk(const KeysArgs& args, const KeysRoom<D, kWindow>& room,
-                                           KeysBarriers& barriers) {
-    const FusedHead head = head_of<kWindow>(args);
+__device__ __forceinline__ void begin_walk(const KeysArgs& args, const FusedHead& head,
+                                           const KeysRoom<D, kWindow>& room, KeysBarriers& barriers) {
     const KeysWalk<kWindow> walk(head, args.in.shape.blocks);
     barriers.init<kWindow>();
     KeysCopies<D, kWindow>{args, head, room, barriers, walk}.begin();
 }
 
 template <int D, bool kWindow>
-__device__ __forceinline__ void keep_state(const KeysArgs& args, const KeysRoom<D, kWindow>& room,
-                                           KeysBarriers& barriers) {
+__device__ __forceinline__ void keep_state(const KeysArgs& args, const FusedHead& head,
+                                           const KeysRoom<D, kWindow>& room, KeysBarriers& barriers) {
     const FusedShape& s = args.in.shape;
-    const FusedHead head = head_of<kWindow>(args);
     const KeysWalk<kWindow> walk(head, s.blocks);
     const KeysCopies<D, kWindow> copies{args, head, room, barriers, walk};
     const bool leads = threadIdx.x % kWarpgroup == 0;
@@ -174,8 +164,10 @@ __device__ __forceinline__ void keep_state(const KeysArgs& args, const KeysRoom<
         const int stage = walk.row_stage(c + 2), turn = walk.far_turn(c);
         barriers.dn_full[stage].wait(walk.row_parity(c + 2));
         barriers.phi_q_full.wait(walk.growth(c) & 1);
-        state.add(room.dn(stage), room.dz(stage), room.phi_q(), room.t((turn + kTotals - 1) % kTotals),
-                  room.t(turn % kTotals));
+        const auto weight = [&](int row) {  // dZ, or where phi_q is over Z, dZ Z
+            return kWindow ? __fdividef(room.dz(stage)[row], room.inverse(stage)[row]) : room.dz(stage)[row];
+        };
+        state.add(room.dn(stage), room.phi_q(), weight, room.t((turn + kTotals - 1) % kTotals), room.t(turn % kTotals));
         barriers.phi_q_free.arrive();
         barriers.dn_free[stage].arrive();
         publish(c);

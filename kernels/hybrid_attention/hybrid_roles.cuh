@@ -39,6 +39,44 @@ struct ForwardTraits {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// weights^T phi, on the warpgroup's cores: mma would queue behind all products that are under way. Lane 8 c + r of a warp adds up eight
+// columns, chunk c of the warp's four, over the rows r, r + 8, ...
+struct ColumnSums {
+    float sum[8] = {};
+
+    template <class Weight>
+    __device__ __forceinline__ void add(const FeatureTile& phi, Weight&& weight) {
+        const int row = threadIdx.x % 8;
+        const __nv_bfloat16* from = phi.chunk(row, threadIdx.x % kWarpgroup / 8 * 8);
+#pragma unroll
+        for (int i = 0; i < kFusedRows / 8; ++i) {
+            const uint4 x = *reinterpret_cast<const uint4*>(from + i * 8 * 64);
+            const float w = weight(row + 8 * i);
+            const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 pair = unpack_bf16(pairs[j]);
+                sum[2 * j] = fmaf(w, pair.x, sum[2 * j]), sum[2 * j + 1] = fmaf(w, pair.y, sum[2 * j + 1]);
+            }
+        }
+    }
+    // Of column threadIdx.x % kWarpgroup: eight lanes swap halves of their columns.
+    __device__ __forceinline__ float total() const {
+        float x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = swap(sum[i], sum[i + 4], 4);
+        x[0] = swap(x[0], x[2], 2), x[1] = swap(x[1], x[3], 2);
+        return swap(x[0], x[1], 1);
+    }
+
+  private:
+    // This lane's and its partner's share of `low`, or of `high` in the lane with that bit.
+    static __device__ __forceinline__ float swap(float low, float high, int bit) {
+        const bool upper = threadIdx.x & bit;
+        return (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
+    }
+};
+
 // z [F'] in shared memory: f32, and beside it as the right operand of phi z, rounded to bf16 in row 0 and what that took away in
 // row 1 of [8,F'].
 struct TotalsTile {
@@ -74,25 +112,12 @@ struct TotalsTile {
         ldmatrix(b.r, rows + (lane % 8 < 2 ? lane % 8 * kStride + 16 * i + lane / 8 * 8 : 2 * kStride));
         return b;
     }
-    // z += 1^T phi, each warp for 32 features.
+    // z += 1^T phi, by all threads of a warpgroup.
     __device__ __forceinline__ void add(const FeatureTile& phi) const {
-        constexpr uint32_t kOnes = 0x3f803f80u;
-        const FragmentB ones{{kOnes, kOnes}};
-        const int lane = threadIdx.x % kWarp, first = warp_index() % 4 * 32;
-        Accumulator sum[2] = {};  // every column holds the same
-#pragma unroll
-        for (int k = 0; k < kFusedRows; k += 16)
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                FragmentA a;
-                ldmatrix_transposed(a.r, phi.chunk(k + lane % 8 + lane / 16 * 8, first + 16 * m + lane / 8 % 2 * 8));
-                mma(sum[m], a, ones, 0);
-            }
-        // Rows g and g + 8 of two results: one feature for each lane of a quad.
-        const int t = quad_lane();
-        const float more = t < 2 ? (t == 0 ? sum[0].c[0] : sum[0].c[2]) : (t == 2 ? sum[1].c[0] : sum[1].c[2]);
-        const int feature = first + 8 * t + quad_row();
-        put(feature, z[feature] + more);
+        ColumnSums sums;
+        sums.add(phi, [](int) { return 1.0f; });
+        const int feature = threadIdx.x % kWarpgroup;
+        put(feature, z[feature] + sums.total());
     }
 };
 

@@ -2,7 +2,7 @@
 // roles share. Arguments, registers, shared memory, the barriers between them, and which stage of each a step takes.
 #pragma once
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
-#include "kernels/hybrid_attention/hybrid_roles_maps.cuh"
+#include "kernels/hybrid_attention/hybrid_compact_features.cuh"
 
 namespace lc::kernels::hybrid_rows {
 
@@ -28,7 +28,7 @@ static_assert(kKeyStages == hybrid_roles::kRing);
 template <int D, bool kMap>
 struct RowsRegisters {
     static constexpr bool kTight = D == 128 && kMap;  // S and dWq take 192
-    static constexpr int kWindow = kTight ? 128 : 144, kFeatures = kTight ? 136 : 152, kState = kTight ? 240 : 208;
+    static constexpr int kWindow = kTight ? 128 : 144, kFeatures = kTight ? 144 : 152, kState = kTight ? 232 : 208;
     static_assert(kWindow + kFeatures + kState <= kRoles * 168);
 };
 
@@ -48,6 +48,7 @@ struct RowsTraits {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+using hybrid_roles::ColumnSums;
 using hybrid_roles::TotalsTile;
 
 struct RowsBarriers {
@@ -85,6 +86,8 @@ struct RowsRoom {
     __device__ __forceinline__ typename Tr::State state() const { return {map(2).data}; }  // a bf16 copy
     __device__ __forceinline__ FeatureTile phi_k() const { return {state().data + kFusedFeatures * D}; }
     __device__ __forceinline__ typename Tr::Du du() const { return {phi_k().data + kFusedRows * kFusedFeatures}; }
+    // Where the window reads phi_q (stage 1): over du and the rows of dq, which there are none of.
+    __device__ __forceinline__ FeatureTile phi_q() const { return {du().data}; }
     // Sixteen rows of it for each warp of the window, on their way to memory.
     __device__ __forceinline__ WgmmaTile<kFusedRows, 64> staged() const { return {du().data + kFusedRows * kFusedMap}; }
     __device__ __forceinline__ float* floats() const {

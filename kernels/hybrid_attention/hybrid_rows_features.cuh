@@ -7,7 +7,7 @@
 
 namespace lc::kernels::hybrid_rows {
 
-using hybrid_roles::FeatureRows;
+using FeatureRows = hybrid_roles::CompactFeatureRows;
 
 // dphi of the rows accumulator_row() (half 0) and eight below (half 1), over a factor 1 / Z.
 struct FeatureGradientRows {
@@ -80,88 +80,121 @@ __device__ __forceinline__ void keep_packed(FeatureRows& phi) {
         for (int r = 0; r < 4; ++r) asm volatile("" : "+r"(phi.p[i].r[r]), "+r"(phi.n[i].r[r]));
 }
 
-// A step of the features: with a state to read phi_q(b) and its gradients (Far), with one to come phi_k(b-1) (Grows). Returns this thread's
-// share of the sum of D.
+// phi as the window reads it: columns of its rows as operands.
+__device__ __forceinline__ void load_features(FeatureRows& phi, const FeatureTile& tile) {
+#pragma unroll
+    for (int i = 0; i < kFusedMap / 16; ++i)
+        phi.p[i] = load_wgmma_a(tile, 0, 16 * i), phi.n[i] = load_wgmma_a(tile, 0, kFusedMap + 16 * i);
+}
+
+// Back from g = dy S^T (or dN S^T) to D and du. Returns this thread's share of the sum of D.
+template <int D, Upstream U>
+__device__ __forceinline__ float make_du(FeatureGradientRows& dphi, FeatureRows& phi, bool all_live,
+                                         const RowsRoom<D>& room, RowsBarriers& barriers, const RowsWalk& walk, int b) {
+    const int side = walk.side(b), row = accumulator_row();
+    const float shift[2] = {-room.dot(side)[row], -room.dot(side)[row + 8]};
+    float positive[2], negative[2], inverse[2] = {1, 1};
+    dphi.finish(phi, all_live, room.z().z, shift, positive, negative);
+    if constexpr (U == Upstream::given) {
+        barriers.inverse_full.wait(walk.step(b) % 2);
+        inverse[0] = room.inverse(side)[row], inverse[1] = room.inverse(side)[row + 8];
+        barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);
+    }
+    keep_packed(phi);
+    const float all[2] = {-inverse[0] * (positive[0] + negative[0]), -inverse[1] * (positive[1] + negative[1])};
+    float sum = 0;
+    if (quad_lane() == 0) {
+        room.all()[row] = all[0], room.all()[row + 8] = all[1];
+        sum = all[0] + all[1];
+    }
+#pragma unroll
+    for (int i = 0; i < kFusedMap / 16; ++i)
+        store_operand(room.du(), dphi.through_softmax(phi, i, positive, negative, inverse), i);
+    fence_async_proxy();
+    barriers.du_full.arrive();
+    return sum;
+}
+
+// A step of the features: with a state to read phi_q(b) and its gradients, with one to come phi_k(b-1). Both are made by one piece of
+// code: instructions that no cache holds are what this role waits for. Where dy is given phi_k comes first, so that the state grows
+// while phi_q is made; where the window makes dN of phi_q, meanwhile. Returns this thread's share of the sum of D.
 template <int D, Upstream U, bool Far, bool Grows>
 __device__ __forceinline__ float make_features(const RowsRoom<D>& room, RowsBarriers& barriers, const RowsWalk& walk,
                                                int b) {
-    const int side = walk.side(b), parity = walk.step(b) % 2, row = accumulator_row(), before = walk.stage(b - 1);
-    float u[kFusedMap / 2], sum = 0;
+    const int side = walk.side(b), row = accumulator_row(), before = walk.stage(b - 1);
     FeatureRows phi;
-    barriers.q_full[side].wait(walk.turn(b));  // also where q is not read: arrivals at q_free stay in step
-    if constexpr (Far) {
-        hybrid_roles::project<D>(u, room.q(side), room.map(0));
+    bool all_live = true;
+    const auto wait = [&](bool of_queries) {
+        if (of_queries)
+            barriers.q_full[side].wait(walk.turn(b));
+        else
+            barriers.k_full[before].wait(walk.parity(b - 1));
+    };
+    const auto let_go = [&](bool of_queries) { release(of_queries ? barriers.q_free[side] : barriers.k_free[before]); };
+    const auto make = [&](bool of_queries) {
+        float u[kFusedMap / 2];
+        wait(of_queries);
+        hybrid_roles::project<D>(u, of_queries ? room.q(side) : room.k(before), room.map(of_queries ? 0 : 1));
         wgmma_wait<0>();
         wgmma_settle(u);
-    }
-    release(barriers.q_free[side]);
-    barriers.dy_full.wait(parity);
-    if constexpr (Far) {
-        const bool all_live = phi.make(u);
-        if constexpr (U != Upstream::given) {  // the window needs phi_q: it takes the place of phi_k for a while
+        let_go(of_queries);
+        const bool live = phi.make(u);
+        if (of_queries) all_live = live;
+        if (of_queries && U == Upstream::given) return;
+        if (of_queries)
+            barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);  // du(b-1) lies there
+        else
             barriers.phi_k_free.wait(walk.growth(b) % 2 ^ 1);
-            phi.store(room.phi_k());
-            fence_async_proxy();
+        phi.store(of_queries ? room.phi_q() : room.phi_k());
+        fence_async_proxy();
+        if (!of_queries) {
+            barriers.phi_k_full.arrive();
+            return;
         }
         barriers.state_full.wait(walk.totals(b) % 2);
-        FeatureGradientRows dphi;
-        const auto multiply_state = [&] {
-            wgmma_fence();
-            multiply_rows<kFusedFeatures>(dphi.g, room.dy(), 0, room.state());
-            wgmma_commit();
-        };
-        if constexpr (U == Upstream::given) multiply_state();
-        const float2 far = phi.dot(room.z());
-        if (quad_lane() == 0) room.far()[row] = far.x, room.far()[row + 8] = far.y;
-        if constexpr (U == Upstream::given)
-            barriers.dot_full.wait(parity);  // before 1 / Z can be there: the next block's dy.y comes after that
+        const float2 sums = phi.dot(room.z());
+        if (quad_lane() == 0) room.far()[row] = sums.x, room.far()[row + 8] = sums.y;
         barriers.far_full.arrive();
-        if constexpr (U != Upstream::given) barriers.made_full.wait(walk.far_step(b) % 2);
-        if constexpr (U == Upstream::made) multiply_state();
-        if constexpr (U != Upstream::none) {
-            const float shift[2] = {-room.dot(side)[row], -room.dot(side)[row + 8]};
-            wgmma_wait<0>();
-            wgmma_settle(dphi.g);
-            release(barriers.dy_free);
-            float positive[2], negative[2], inverse[2] = {1, 1};
-            dphi.finish(phi, all_live, room.z().z, shift, positive, negative);
-            if constexpr (U == Upstream::given) {
-                barriers.inverse_full.wait(parity);
-                inverse[0] = room.inverse(side)[row], inverse[1] = room.inverse(side)[row + 8];
-            }
-            keep_packed(phi);
-            const float all[2] = {-inverse[0] * (positive[0] + negative[0]), -inverse[1] * (positive[1] + negative[1])};
-            barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);
-            if (quad_lane() == 0) {
-                room.all()[row] = all[0], room.all()[row + 8] = all[1];
-                sum = all[0] + all[1];
-            }
-#pragma unroll
-            for (int i = 0; i < kFusedMap / 16; ++i)
-                store_operand(room.du(), dphi.through_softmax(phi, i, positive, negative, inverse), i);
-            fence_async_proxy();
-            barriers.du_full.arrive();
-        } else {
-            release(barriers.dy_free);
-        }
-    } else {
+    };
+    constexpr bool kKeysFirst = U == Upstream::given;
+    if constexpr (Far && Grows) {
+#pragma unroll 1
+        for (int i = 0; i < 2; ++i) make((i == 0) != kKeysFirst);
+    } else {  // what is not read is released: arrivals stay in step
+        if constexpr (Far) make(true);
+        if constexpr (Grows) make(false);
+        if constexpr (!Far) wait(true), let_go(true);
+        if constexpr (!Grows) wait(false), let_go(false);
+    }
+    barriers.dy_full.wait(walk.step(b) % 2);
+    if constexpr (!Far) {
         release(barriers.dy_free);
+        return 0;
     }
-    barriers.k_full[before].wait(walk.parity(b - 1));
-    if constexpr (Grows) {
-        hybrid_roles::project<D>(u, room.k(before), room.map(1));
-        wgmma_wait<0>();
-        wgmma_settle(u);
+    if constexpr (U == Upstream::given)
+        barriers.state_full.wait(walk.totals(b) % 2);
+    else
+        barriers.made_full.wait(walk.far_step(b) % 2);
+    if constexpr (U == Upstream::none) {
+        release(barriers.dy_free);
+        return 0;
     }
-    release(barriers.k_free[before]);
-    if constexpr (Grows) {
-        phi.make(u);
-        if constexpr (!Far || U == Upstream::given) barriers.phi_k_free.wait(walk.growth(b) % 2 ^ 1);
-        phi.store(room.phi_k());
-        fence_async_proxy();
-        barriers.phi_k_full.arrive();
+    FeatureGradientRows dphi;
+    wgmma_fence();
+    multiply_rows<kFusedFeatures>(dphi.g, room.dy(), 0, room.state());
+    wgmma_commit();
+    if constexpr (U == Upstream::given) {
+        const float2 sums = phi.dot(room.z());
+        if (quad_lane() == 0) room.far()[row] = sums.x, room.far()[row + 8] = sums.y;
+        barriers.dot_full.wait(walk.step(b) % 2);  // before 1 / Z can be there: the next block's dy.y comes after that
+        barriers.far_full.arrive();
+    } else {
+        load_features(phi, room.phi_q());
     }
-    return sum;
+    wgmma_wait<0>();
+    wgmma_settle(dphi.g);
+    release(barriers.dy_free);
+    return make_du<D, U>(dphi, phi, all_live, room, barriers, walk, b);
 }
 
 template <int D, Upstream U>

@@ -1,5 +1,5 @@
 // The state's role in hybrid_fused_backward_rows_sm90.cu and kernels/transfer_loss/transfer_loss_rows_sm90.cu: S and z, dWq; where dy is
-// given dy.y, dN and dZ; the copies of q, v and dy.
+// given dy.y, and dN if it is asked for; the copies of q, v and dy.
 #pragma once
 #include "kernels/hybrid_attention/hybrid_rows.cuh"
 
@@ -97,6 +97,7 @@ struct UpstreamRows {
             to[0] = dots.upper(), to[8] = dots.lower();
         }
         barriers.dot_full.arrive();
+        if (!args.rows.results.dn) barriers.dy_free.arrive();
     }
     __device__ __forceinline__ void divide(const RowsArgs& args, const FusedHead& head, const RowsRoom<D>& room,
                                            RowsBarriers& barriers, const RowsWalk& walk, int b) {
@@ -104,33 +105,18 @@ struct UpstreamRows {
         const int row = accumulator_row();
         const int64_t first = (head.item * s.blocks + b) * kFusedRows + row;
         __nv_bfloat16* to = args.rows.results.dn + first * D;
-        RowDots dots;
-        const auto part = [&](int i, const PackPair& out, float upper, float lower) {
+        const auto part = [&](int i, float upper, float lower) {
             const int column = pack_column(i);
             const PackPair dy = load_tile(room.dy(), i), dn{scale_pack(dy.upper, upper), scale_pack(dy.lower, lower)};
             *reinterpret_cast<uint4*>(to + column) = dn.upper;
             *reinterpret_cast<uint4*>(to + 8 * D + column) = dn.lower;
-            dots.add(dn, out);
         };
-        const RowPair from_y(args.rows.y, head, b, s.length);
-        if constexpr (!kHeld) y[0] = from_y.load(pack_column(0));
         barriers.dy_full.wait(walk.step(b) % 2);
         barriers.inverse_full.wait(walk.step(b) % 2);
         const float upper = room.inverse(walk.side(b))[row], lower = room.inverse(walk.side(b))[row + 8];
-        if constexpr (kHeld) {
-#pragma unroll
-            for (int i = 0; i < kPacks; ++i) part(i, y[i], upper, lower);
-        } else {
 #pragma unroll 1
-            for (int i = 0; i < kPacks; ++i) {
-                const PackPair out = y[0];
-                if (i + 1 < kPacks) y[0] = from_y.load(pack_column(i + 1));
-                part(i, out, upper, lower);
-            }
-        }
+        for (int i = 0; i < kPacks; ++i) part(i, upper, lower);
         barriers.dy_free.arrive();
-        if (!RowDots::has_result()) return;
-        args.rows.results.dz[first] = -dots.upper(), args.rows.results.dz[first + 8] = -dots.lower();
     }
 };
 
@@ -207,26 +193,45 @@ struct RowsState {
     }
 };
 
-// A step of the state: with features that read it (Far), and ones to add (Grows).
-template <int D, Upstream U, bool kMap, bool Far, bool Grows>
+// A step of the state: with features that read it, with ones to add. S grows in registers while the last copy of it is still read.
+template <int D, Upstream U, bool kMap>
 __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead& head, const RowsRoom<D>& room,
                                            RowsBarriers& barriers, const RowsWalk& walk, int b, RowsState<D>& state,
                                            UpstreamRows<D, kMap>& upstream) {
     const RowsCopies<D> copies{args, head, room, barriers, walk};
-    const bool leads = threadIdx.x % kWarpgroup == 0;
+    const bool leads = threadIdx.x % kWarpgroup == 0, far = walk.reads_state(b), grows = walk.grows_state(b);
+    const int before = walk.value_stage(b - 1);
+    float more = 0;  // of z
     if constexpr (U == Upstream::given) {
         if (leads) copies.prefetch(b + 2);
         __syncwarp();
-        upstream.divide(args, head, room, barriers, walk, b);
-        if (b + 1 < walk.last) upstream.load(args, head, b + 1);
     } else {
         barriers.dy_full.wait(walk.step(b) % 2);
         release(barriers.dy_free);
     }
+    if (grows) {
+        barriers.v_full[before].wait(walk.value_parity(b - 1));
+        barriers.phi_k_full.wait(walk.growth(b) % 2);
+        state.add(room.phi_k(), room.v(before));
+        ColumnSums sums;
+        sums.add(room.phi_k(), [](int) { return 1.0f; });
+        more = sums.total();
+        wgmma_wait<0>();
+        state.settle();
+        barriers.phi_k_free.arrive();
+    }
+    release(barriers.v_free[before]);
+    if constexpr (U == Upstream::given) {
+        if (args.rows.results.dn) upstream.divide(args, head, room, barriers, walk, b);
+        if (b + 1 < walk.last) upstream.load(args, head, b + 1);
+    }
     if (leads) copies.upstream(b + 1);
     __syncwarp();
-    if constexpr (Far && U != Upstream::none) {
-        barriers.du_full.wait(walk.far_step(b) % 2);
+    if (far) {
+        if constexpr (U == Upstream::none)
+            barriers.made_full.wait(walk.far_step(b) % 2);
+        else
+            barriers.du_full.wait(walk.far_step(b) % 2);
         if constexpr (kMap) {
             state.add_map(room.q(walk.side(b)), room.du());
             wgmma_wait<0>();
@@ -234,26 +239,15 @@ __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead
         }
         release(barriers.du_free);
     }
-    release(barriers.q_free[walk.side(b)]);
-    if (leads) copies.queries(b + 2);
-    __syncwarp();
-    const int before = walk.value_stage(b - 1);
-    if constexpr (Grows) {
-        barriers.v_full[before].wait(walk.value_parity(b - 1));
-        barriers.phi_k_full.wait(walk.growth(b) % 2);
-        state.add(room.phi_k(), room.v(before));
-        room.z().add(room.phi_k());  // its readers and those of the copy are done: phi_k(b-1) comes after they were
-        wgmma_wait<0>();
-        state.settle();
-        barriers.phi_k_free.arrive();
-    }
-    release(barriers.v_free[before]);
-    if (leads) copies.values(b + 1);
-    __syncwarp();
-    if constexpr (Grows) {
+    if (grows) {  // who read the copy and z in this step is done
+        const int feature = threadIdx.x % kWarpgroup;
+        room.z().put(feature, room.z().z[feature] + more);
         state.publish(room.state());
         barriers.state_full.arrive();
     }
+    release(barriers.q_free[walk.side(b)]);
+    if (leads) copies.queries(b + 2), copies.values(b + 1);
+    __syncwarp();
     if constexpr (U == Upstream::given)
         if (b + 1 < walk.last) upstream.make_dots(args, head, room, barriers, walk, b + 1);
 }
@@ -276,9 +270,9 @@ __device__ __forceinline__ void keep_state(const RowsArgs& args, const FusedHead
         barriers.state_full.arrive();
     }
     if constexpr (U == Upstream::given) upstream.make_dots(args, head, room, barriers, walk, walk.first);
-    hybrid_roles::each_step(walk, [&](int b, auto far, auto grows) {
-        make_state<D, U, kMap, far(), grows()>(args, head, room, barriers, walk, b, state, upstream);
-    });
+#pragma unroll 1
+    for (int b = walk.first; b < walk.last; ++b)
+        make_state<D, U, kMap>(args, head, room, barriers, walk, b, state, upstream);
     if constexpr (kMap) state.store_map(args.rows.dwq_parts + head.part() * D * kFusedMap);
 }
 

@@ -37,19 +37,20 @@ struct WindowRows {
             }
         }
         constexpr uint32_t kOnes = 0x3f803f80u, kMagnitude = 0x7fff7fffu;
-        Accumulator all = {}, rest = {};  // with ties negative: all - rest = 2 ties highest
+        Accumulator all[2] = {},
+                    rest[2] = {};  // with ties negative: all - rest = 2 ties highest; either in two that need not wait
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             FragmentA magnitude;
 #pragma unroll
             for (int r = 0; r < 4; ++r) magnitude.r[r] = p[i].r[r] & kMagnitude;
-            mma(all, magnitude, FragmentB{{kOnes, kOnes}}, 0);
-            mma(rest, p[i], FragmentB{{kOnes, kOnes}}, 0);
+            mma(all[i % 2], magnitude, FragmentB{{kOnes, kOnes}}, 0);
+            mma(rest[i % 2], p[i], FragmentB{{kOnes, kOnes}}, 0);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            sum[half] = all.c[2 * half];
-            ties[half] = rintf((all.c[2 * half] - rest.c[2 * half]) / (2 * highest[half]));
+            sum[half] = all[0].c[2 * half] + all[1].c[2 * half];
+            ties[half] = rintf((sum[half] - (rest[0].c[2 * half] + rest[1].c[2 * half])) / (2 * highest[half]));
         }
     }
     // The weights become gradients of the scores, times scale: P dc - [s = m] part, where dc = slope dy.v + shift.
@@ -80,26 +81,7 @@ struct WindowRows {
     }
 };
 
-// dq of a block in any form.
-template <int D>
-__device__ __forceinline__ void put_rows(const FusedRowsArgs& args, const FusedHead& head, int b,
-                                         const float (&dq)[D / 2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int64_t t = int64_t{b} * kFusedRows + accumulator_row() + 8 * half;
-        if (t >= args.in.shape.length) continue;
-#pragma unroll
-        for (int j = 0; j < D / 8; ++j)
-            args.dq.put(head.b, head.h, t, 8 * j + 2 * quad_lane(),
-                        make_float2(dq[4 * j + 2 * half], dq[4 * j + 2 * half + 1]));
-    }
-}
-
-__device__ __forceinline__ bool takes_packs(const PairRows& x) {
-    return x.narrow && !x.accumulate && (x.strides[0] | x.strides[1] | x.strides[2]) % 8 == 0;
-}
-
-// The same where takes_packs: each warp's rows by way of shared memory, so that eight lanes write 128 bytes of a row.
+// dq of a block: each warp's rows by way of shared memory, so that eight lanes write 128 bytes of a row.
 template <int D>
 __device__ __forceinline__ void store_rows(const FusedRowsArgs& args, const FusedHead& head, const RowsRoom<D>& room,
                                            int b, const float (&dq)[D / 2]) {
@@ -141,10 +123,7 @@ __device__ __forceinline__ void make_dq(const FusedRowsArgs& args, const FusedHe
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_settle(dq);
-    if (takes_packs(args.dq))
-        store_rows<D>(args, head, room, b, dq);
-    else
-        put_rows<D>(args, head, b, dq);
+    store_rows<D>(args, head, room, b, dq);
 }
 
 // A step of the window: with a state (Far), the features' share of Z and of dq.
@@ -191,6 +170,11 @@ __device__ __forceinline__ void make_window(const RowsArgs& args, const FusedHea
     const float scale = args.rows.in.shape.scale;
     const float slope[2] = {inverse[0] * scale, inverse[1] * scale};
     const float shift[2] = {-room.dot(side)[row] * slope[0], -room.dot(side)[row + 8] * slope[1]};
+    wgmma_wait<0>();
+    wgmma_settle(before);
+    wgmma_settle(own);
+    release(barriers.dy_free);
+    release(barriers.v_free[value_before]);
     float part[2] = {};
     if constexpr (Far) {
         barriers.du_full.wait(walk.far_step(b) % 2);
@@ -201,13 +185,10 @@ __device__ __forceinline__ void make_window(const RowsArgs& args, const FusedHea
         const FusedRowResults& to = args.rows.results;
         to.high[first] = window.top[0], to.high[first + 8] = window.top[1];
         to.max_part[first] = part[0], to.max_part[first + 8] = part[1];
+        to.inverse[first] = inverse[0], to.inverse[first + 8] = inverse[1];
+        to.dz[first] = -room.dot(side)[row] * inverse[0], to.dz[first + 8] = -room.dot(side)[row + 8] * inverse[1];
     }
     part[0] *= scale, part[1] *= scale;
-    wgmma_wait<0>();
-    wgmma_settle(before);
-    wgmma_settle(own);
-    release(barriers.dy_free);
-    release(barriers.v_free[value_before]);
     if (args.rows.dq) {
         window.differentiate(before, own, slope, shift, part);
         make_dq<D, Far>(args.rows, head, room, walk, b, window.p);

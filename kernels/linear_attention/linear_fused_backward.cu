@@ -34,7 +34,7 @@ void linear_fused_backward(const LinearAttentionBackward& a, Stream stream) {
         stream);
     store_map_gradient(dwq.data(), s, s.heads, d, a.dwq, stream);
     if (!keys) return;
-    const KeyGradient dk(a.dk, s, d, stream), dv(a.dv, s, d, stream);
+    const KeyGradient dk(a.dk, s, d, s.heads, stream), dv(a.dv, s, d, s.heads, stream);
     linear_backward_keys({.in = in,
                           .dy = AlignedHeads(a.dy),
                           .results = results,

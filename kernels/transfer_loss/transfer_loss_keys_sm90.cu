@@ -17,6 +17,7 @@
 //          2 506  this, with the roles that the backward has. Predicted for the walk: 55; seen by clock stamps: 3500 clocks a block, 56 us,
 //                 the gradients' chain again.
 //          3 501  less work in it, as in hybrid_fused_backward_keys_sm90.cu.
+//          4 353 to 313 with transfer_loss_rows_sm90.cu as it is now; this walk 82 to 80 of it, t by column sums.
 // SOURCE   arXiv 2410.10254, section 3.1; the roles are derived here.
 #include "kernels/transfer_loss/transfer_loss_keys_sm90.cuh"
 
@@ -34,7 +35,7 @@ using namespace hybrid_keys;
 template <int D, bool kQueries>
 __device__ __forceinline__ void make_features(const KeysArgs& args, const KeysRoom<D, false>& room,
                                               KeysBarriers& barriers) {
-    const FusedHead head = head_of<false>(args);
+    const FusedHead head = head_of<false>(args, 0);
     const KeysWalk<false> walk(head, args.in.shape.blocks);
     const WgmmaTile<D, kFusedMap> map = room.map(kQueries ? 0 : 1);
     load_map<D, kWarpgroup>(map, kQueries ? args.in.wq : args.in.wk, kQueries ? head.h : head.hs,
@@ -54,7 +55,7 @@ __device__ __forceinline__ void make_features(const KeysArgs& args, const KeysRo
 template <int D>
 __device__ __forceinline__ void make_map_gradient(const KeysArgs& args, const KeysRoom<D, false>& room,
                                                   KeysBarriers& barriers) {
-    const FusedHead head = head_of<false>(args);
+    const FusedHead head = head_of<false>(args, 0);
     const KeysWalk<false> walk(head, args.in.shape.blocks);
     float dwk[D / 2] = {};
     for (int c = walk.from; c >= walk.to; --c) {
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
     const KeysRoom<D, false> room{reinterpret_cast<__nv_bfloat16*>(shared)};
     KeysBarriers& barriers = room.barriers();
     const int role = warpgroup_index();
-    if (threadIdx.x == kState * kWarpgroup) begin_walk(args, room, barriers);
+    if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head_of<false>(args, 0), room, barriers);
     __syncwarp();
     __syncthreads();
     if (role == kMaps) {
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
         make_map_gradient<D>(args, room, barriers);
     } else {
         grow_registers<168>();
-        keep_state<D, false>(args, room, barriers);
+        keep_state<D, false>(args, head_of<false>(args, 0), room, barriers);
     }
 #endif
 }
@@ -130,7 +131,9 @@ void transfer_loss_keys_sm90(const FusedInputs& in, const HybridAttentionForward
                         .dz = results.dz,
                         .high = nullptr,
                         .max_part = nullptr,
-                        .by_query_head = false,
+                        .inverse = nullptr,
+                        .key_heads = s.heads,
+                        .heads_together = 1,
                         .dwk_parts = dwk_parts,
                         .starts = starts};
     dispatch_head_dim(static_cast<int>(d), [&](auto dim) {

@@ -5,13 +5,15 @@
 //
 //            window     q(b) [k(b-1), k(b)]^T -> P; N = P [v(b-1), v(b)] + phi_q S; y = N / Z, its loss; dN, dZ
 //
-//          The target comes as a tile, and dN takes its place. phi_q goes to the window through the place of phi_k: phi_k(b-1) is made
-//          once dN(b), and with it the product of phi_q, is there.
+//          The target comes as a tile, and dN takes its place. phi_q goes to the window through the place of du and of the rows of dq,
+//          which are not wanted here: while the window makes dN(b) the features make phi_k(b-1), and the state grows.
 // COST     as transfer_loss_fused.cu.
 // NUMERICS as transfer_loss_fused.cu; weights, features and 1 / Z as hybrid_fused_forward_sm90.cu.
 // LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us with a cold cache; with gradients the walk over the keys, by
 //          transfer_loss_fused.cu, is in it: 1 transfer_loss_fused.cu: loss 252, gradients 612. 2 this: loss 120, gradients 462 (D = 64:
-//          469 -> 340).
+//          469 -> 340). 3 phi_k(b-1) under the window instead of behind it, less code, z by column sums: 252 -> 229 of what is not the
+//          walk over the keys; the features 144 registers instead of 136, which spilled: 219. Predicted: 190. ncu: the features are busy
+//          four fifths of the time, of which they wait for instructions 15 %; the window waits for phi_q 42 %, the state 63 %.
 // SOURCE   arXiv 2410.10254, section 3.1; the roles are derived in hybrid_fused_backward_rows_sm90.cu.
 #include "kernels/transfer_loss/transfer_loss_rows_sm90.cuh"
 
@@ -46,7 +48,7 @@ __device__ __forceinline__ void make_numerator(float (&n)[D / 2], const RowsRoom
 #pragma unroll
     for (int k = 0; k < kFusedRows; k += 16) wgmma_rs<Major::MN>(n, p[4 + k / 16], v_own + 64 * k, true);
     if constexpr (Far) {
-        const WgmmaDescriptor phi = k_major(room.phi_k()), state = mn_major(room.state());
+        const WgmmaDescriptor phi = k_major(room.phi_q()), state = mn_major(room.state());
 #pragma unroll
         for (int k = 0; k < kFusedFeatures; k += 16)
             wgmma_ss<Major::MN>(n, phi + k_offset<FeatureTile>(k), state + 64 * k, true);

@@ -118,6 +118,15 @@ __device__ __forceinline__ void store_panel(const WgmmaTile<kMapRows, kMapColumn
                  "r"(column), "r"(t), "r"(h), "r"(b), "r"(shared_address(panel.data))
                  : "memory");
 }
+// The same, added in bf16 to what is there.
+__device__ __forceinline__ void add_panel(const WgmmaTile<kMapRows, kMapColumns>& panel, const CUtensorMap& map, int t,
+                                          int column, int h, int b) {
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(
+            &map),
+        "r"(column), "r"(t), "r"(h), "r"(b), "r"(shared_address(panel.data))
+        : "memory");
+}
 __device__ __forceinline__ void store_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
