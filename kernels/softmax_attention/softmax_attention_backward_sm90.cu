@@ -11,27 +11,18 @@
 //            shared           k, v [128,D]  4 x (q, dy [64,D]  lse, delta [64])
 //          Both: p and ds become operands in registers, only copies are written to shared memory, and the products of
 //          one step run while the next is begun. A warpgroup skips tiles that none of its queries or keys sees.
-// COST     14 D FLOPs a visible (query, key) pair: scores twice, for outputs with one writer each.
+// COST     14 D FLOPs a visible (query, key) pair: scores twice, for outputs with one writer each. Long sequences with D = 128
+//          are walked once: softmax_attention_backward_walk_sm90.cu.
 // NUMERICS as softmax_attention_mma.cu.
 // LADDER   1 softmax_attention_backward_mma.cu: mma.sync, every warp copies and multiplies.
 //          2 this: wgmma, TMA, producer and consumers: 2.5 times as fast as 1.
 // SOURCE   FlashAttention-2 and -3, arXiv 2307.08691, 2407.08608.
-#include "kernels/softmax_attention/softmax_attention_sm90.cuh"
+#include "kernels/softmax_attention/softmax_attention_backward_sm90.cuh"
 
 namespace lc::kernels {
 namespace {
 
 constexpr int kStages = 4;
-constexpr int kRowFloats = 2 * kOther;  // lse log2 e and delta of kOther queries
-
-struct BackwardArgs {
-    CUtensorMap q, k, v, dy;
-    AttentionShape shape;
-    AlignedHeads y_rows, dy_rows;
-    HeadTensor lse, dq, dk, dv;
-    float* rows;  // [B,H,row_tiles,2,64]
-    int row_tiles;
-};
 
 template <int D>
 constexpr int kBackwardBytes =
@@ -40,7 +31,7 @@ static_assert(kBackwardBytes<128> + kStages * kRowFloats * 4 + 1024 <= kSharedLi
 
 // D/8 lanes a query.
 template <int D>
-__global__ void rows_kernel(const __grid_constant__ BackwardArgs args) {
+__global__ void rows_kernel(const __grid_constant__ AttentionBackwardArgs args) {
     constexpr int kLanes = D / 8;
     const AttentionShape& s = args.shape;
     const int64_t padded = static_cast<int64_t>(args.row_tiles) * kOther;
@@ -86,10 +77,6 @@ struct BackwardShared {
     }
 };
 
-__device__ __forceinline__ const float* rows_of(const BackwardArgs& args, int b, int h, int q0) {
-    return args.rows + ((b * args.shape.heads + h) * args.row_tiles + q0 / kOther) * static_cast<int64_t>(kRowFloats);
-}
-
 // --- dq ---
 
 // q and dy stay for all steps and lie in registers, which spares shared memory half of its reads. Not with D = 64:
@@ -98,7 +85,7 @@ template <int D>
 constexpr bool kRowsInRegisters = D == 128;
 
 template <int D>
-__device__ __forceinline__ void produce_dq(const BackwardArgs& args, const BackwardShared<D>& shared,
+__device__ __forceinline__ void produce_dq(const AttentionBackwardArgs& args, const BackwardShared<D>& shared,
                                            BackwardBarriers& barriers) {
     Turn<kStages> ring;
     int phase = 0;
@@ -118,7 +105,7 @@ __device__ __forceinline__ void produce_dq(const BackwardArgs& args, const Backw
 }
 
 template <int D>
-__device__ __forceinline__ void consume_dq(const BackwardArgs& args, const BackwardShared<D>& shared,
+__device__ __forceinline__ void consume_dq(const AttentionBackwardArgs& args, const BackwardShared<D>& shared,
                                            BackwardBarriers& barriers, int warpgroup) {
     const float factor = args.shape.scale * kLog2E;
     const int cached = static_cast<int>(args.shape.cached), row = accumulator_row(), column = threadIdx.x % 4 * 2;
@@ -203,8 +190,8 @@ __device__ __forceinline__ KeyTile key_tile(const AttentionShape& s) {
 }
 
 template <int D>
-__device__ __forceinline__ void produce_dkv(const BackwardArgs& args, const BackwardShared<D>& shared, float* rows,
-                                            BackwardBarriers& barriers) {
+__device__ __forceinline__ void produce_dkv(const AttentionBackwardArgs& args, const BackwardShared<D>& shared,
+                                            float* rows, BackwardBarriers& barriers) {
     const KeyTile tile = key_tile(args.shape);
     const int group = static_cast<int>(args.shape.group);
     barriers.owned_full.expect(2 * shared.owned(0).kBytes);
@@ -224,7 +211,7 @@ __device__ __forceinline__ void produce_dkv(const BackwardArgs& args, const Back
 }
 
 template <int D>
-__device__ __forceinline__ void consume_dkv(const BackwardArgs& args, const BackwardShared<D>& shared,
+__device__ __forceinline__ void consume_dkv(const AttentionBackwardArgs& args, const BackwardShared<D>& shared,
                                             const float* all_rows, BackwardBarriers& barriers, int warpgroup) {
     const KeyTile tile = key_tile(args.shape);
     const float factor = args.shape.scale * kLog2E;
@@ -298,7 +285,7 @@ __device__ __forceinline__ void consume_dkv(const BackwardArgs& args, const Back
 #endif
 
 template <int D>
-__global__ void __launch_bounds__(kRoleThreads, 1) dq_kernel(const __grid_constant__ BackwardArgs args) {
+__global__ void __launch_bounds__(kRoleThreads, 1) dq_kernel(const __grid_constant__ AttentionBackwardArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ unsigned char dynamic[];
     __shared__ BackwardBarriers barriers;
@@ -317,7 +304,7 @@ __global__ void __launch_bounds__(kRoleThreads, 1) dq_kernel(const __grid_consta
 }
 
 template <int D>
-__global__ void __launch_bounds__(kRoleThreads, 1) dkv_kernel(const __grid_constant__ BackwardArgs args) {
+__global__ void __launch_bounds__(kRoleThreads, 1) dkv_kernel(const __grid_constant__ AttentionBackwardArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ unsigned char dynamic[];
     __shared__ BackwardBarriers barriers;
@@ -346,23 +333,25 @@ void softmax_attention_backward_sm90(const SoftmaxAttentionBackward& a, Stream s
     const int64_t key_tiles = s.batch * s.kv_heads * ceil_div(s.keys, kOwned);
     const int64_t row_tiles = ceil_div(s.t, kOwned) * kOwned / kOther, rows = s.batch * s.heads * row_tiles * kOther;
     const DeviceScratch<float> scratch(2 * rows, stream);
-    const BackwardArgs args{head_map(f.q),
-                            head_map(f.k),
-                            head_map(f.v),
-                            head_map(a.dy),
-                            s,
-                            AlignedHeads(f.y),
-                            AlignedHeads(a.dy),
-                            HeadTensor(f.lse),
-                            HeadTensor(a.dq),
-                            HeadTensor(a.dk),
-                            HeadTensor(a.dv),
-                            scratch.data(),
-                            static_cast<int>(row_tiles)};
+    const AttentionBackwardArgs args{head_map(f.q),
+                                     head_map(f.k),
+                                     head_map(f.v),
+                                     head_map(a.dy),
+                                     s,
+                                     AlignedHeads(f.y),
+                                     AlignedHeads(a.dy),
+                                     HeadTensor(f.lse),
+                                     HeadTensor(a.dq),
+                                     HeadTensor(a.dk),
+                                     HeadTensor(a.dv),
+                                     scratch.data(),
+                                     static_cast<int>(row_tiles)};
     dispatch_head_dim(s.d, [&](auto d) {
         constexpr int kBytes = kBackwardBytes<d()>, kRowsThreads = 256;
         rows_kernel<d()><<<grid_x(ceil_div(rows, kRowsThreads / (d() / 8))), kRowsThreads, 0, queue>>>(args);
         LC_LAUNCHED("softmax_attention", queue);
+        if (d() == kOneWalkD && s.keys >= kOneWalkKeys && a.dq && (a.dk || a.dv))
+            return softmax_attention_backward_one_walk(args, stream);
         if (a.dq) {
             allow_shared_memory(dq_kernel<d()>, kBytes);
             const int64_t blocks = std::min<int64_t>(query_tiles, multiprocessors());

@@ -82,6 +82,8 @@ LC_OP_CASES(softmax_attention) {
     heavy(make("tiles_d64_long", {1, 2, 1, 400, 400, 64}));
     heavy(make("tiles_d128_long", {1, 4, 2, 256, 256, 128}));
     heavy(make("tiles_d128_long_cache", {1, 2, 1, 300, 459, 128}));
+    // So many keys that Hopper makes all gradients in one walk, whose parts of dq wait for one another.
+    heavy(make("tiles_d128_one_walk", {1, 2, 1, 66, 4100, 128}));
     // More tiles than a GPU has multiprocessors.
     heavy(make("tiles_d64_many", {2, 80, 40, 5, 20, 64}));
     heavy(make("tiles_d128_many", {1, 300, 150, 3, 70, 128}));

@@ -146,6 +146,19 @@ __device__ __forceinline__ void copy_bulk(void* to_shared, const void* from_glob
                  : "memory");
 }
 
+// Queues a plain store, or the addition of f32 numbers to those in global memory; closed and awaited as panels are. Addresses
+// and bytes are multiples of 16.
+__device__ __forceinline__ void store_bulk(void* to_global, const void* from_shared, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to_global),
+                 "r"(shared_address(from_shared)), "r"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void add_bulk(float* to_global, const float* from_shared, int bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to_global),
+                 "r"(shared_address(from_shared)), "r"(bytes)
+                 : "memory");
+}
+
 // A warpgroup gives registers back or takes them; the kernel has __launch_bounds__(threads, 1).
 template <int Count>
 __device__ __forceinline__ void shrink_registers() {
