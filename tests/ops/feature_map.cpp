@@ -32,10 +32,16 @@ LC_OP_CASES(feature_map) {
         const std::string name(kernels::name_of(activation));
         add(make(name, {2, 3, 5, 8}, {3, 8, 4}, {activation}));
         add(make(name + "_gqa_skip", {1, 2, 67, 6}, {4, 6, 6}, {activation, true}));
+        OpCase tiles = make(name + "_tiles_d64", {1, 1, 37, 64}, {2, 64, 64}, {activation});
+        tiles.heavy = true;
+        add(tiles);
     }
     add(make("relu_head_bias", {2, 2, 7, 8}, {2, 8, 8}, {FeatureActivation::relu, false, true}, {2, 1}));
     add(make("relu_vector_bias", {1, 2, 9, 8}, {4, 8, 5}, {FeatureActivation::relu, false, true}, {4, 5}));
     OpCase heavy = make("tiles", {2, 2, 35, 128}, {4, 128, 64}, {});
+    heavy.heavy = true;
+    add(heavy);
+    heavy = make("more_rows_than_a_block", {1, 1, 600, 128}, {1, 128, 64}, {});
     heavy.heavy = true;
     add(heavy);
     add(make("relu_tiles_bias_skip", {1, 2, 33, 72}, {2, 72, 72}, {FeatureActivation::relu, true, true}, {2, 72}));

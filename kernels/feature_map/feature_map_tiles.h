@@ -1,0 +1,11 @@
+// The form of feature_map_forward on tensor cores.
+#pragma once
+#include "kernels/feature_map/feature_map.h"
+
+namespace lc::kernels {
+
+// Queues the work and returns true where it covers the case: x and phi bf16 with dense rows on 16 bytes, D 64 or 128, F = 64, neither
+// bias nor skip. Else it does nothing.
+bool feature_map_forward_tiled(const FeatureMapForward& args, Stream stream);
+
+}  // namespace lc::kernels
