@@ -58,6 +58,10 @@ struct BlockRow {
         for (int k = 0; k < Runs; ++k)
             if (column(k) < columns) visit(k);
     }
+    __device__ __forceinline__ static void store_bits(const RowElements& to, int64_t row, int k,
+                                                      const RunBits<T>& bits) {
+        bits.store(reinterpret_cast<T*>(to.elements.base) + row * to.stride + column(k));
+    }
     // value(k, j) to a matrix of T, over what is there.
     template <class F>
     __device__ __forceinline__ static void store_row(const RowElements& to, int64_t row, int columns, F&& value) {
@@ -65,7 +69,7 @@ struct BlockRow {
             RunBits<T> bits;
 #pragma unroll
             for (int j = 0; j < kRun; ++j) bits.set(j, value(k, j));
-            bits.store(reinterpret_cast<T*>(to.elements.base) + row * to.stride + column(k));
+            store_bits(to, row, k, bits);
         });
     }
     // One run to a gradient of either dtype, or on top of it: `values` are then the sums.
