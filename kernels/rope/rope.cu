@@ -13,7 +13,13 @@
 // COST     8 bytes an element in f32, 4 in bf16; the tables stay in L2, and what a thread reads of them is half of what it reads of x.
 // NUMERICS f32, rounded once. The tables are f32 beside bf16 activations: a bf16 angle is off by up to 2^-9 of a turn's cosine.
 // LADDER   1 elementwise.cuh: every run of pairs loads its tables, 64 bytes beside 32 of x in bf16, and waits for each load in turn.
-//          2 four heads a thread, all loads under way at once: meant for 0.85 of a copy, 0.91 on an H100 (version 1: 0.69).
+//          2 four heads a thread, all loads under way at once: meant for 0.85 of a copy, 0.91 on an H100 (version 1: 0.69), 0.87 on an H200,
+//            where a copy of this size is itself at 0.88 (cudaMemcpy, cold) to 0.91 (16 bytes a thread, one call after the other).
+//          Beside 2 on the H200, alone with a typed store, us at 8 x 1024 tokens of 32 heads of 128 (2: 35.9):
+//            one, two or eight heads a thread                   38.0   35.5   59.7   (two, in this file: 36.5, k 9.2 instead of 8.0)
+//            tables through shared memory                       36.8
+//            a block of runs x heads x positions: no division   36.0
+//            launched before the kernel ahead has ended         34.2   one after the other; alone no gain
 // SOURCE   arXiv 2104.09864.
 #include <optional>
 
