@@ -85,6 +85,9 @@ struct Producer {
             for (int k = output.low_first; k < output.low_first + output.low_steps; ++k)
                 step(args.low_left, k * kK, output.low_right, k * kK, tile);
         });
+    }
+    // Afterwards nothing is under way in the pair's ring.
+    __device__ __forceinline__ void drain() {
         for (int i = 0; i < kStages; ++i) barriers.free[ring.stage].wait(ring.phase ^ 1), ring.next();
     }
     __device__ __forceinline__ void run() {
@@ -96,7 +99,7 @@ struct Producer {
         });
         if constexpr (B == Major::MN)
             with_ranks(args.sum_ranks, [&](auto ranks) {
-                SoloProducer<Solo<ranks(), Major::MN>>{args, shared, barriers.sums, {}}.sums();
+                SoloProducer<Solo<ranks(), Major::MN>>{args, shared, barriers.sums, {}}.sums([&] { drain(); });
             });
     }
 };

@@ -114,17 +114,22 @@ struct SoloProducer {
             }
         });
     }
-    __device__ __forceinline__ void sums() {
+    // before(): once there is something to do, before the first copy.
+    template <class Before>
+    __device__ __forceinline__ void sums(Before&& before) {
         if (args.sum_count == 0) return;
         int* const counters = args.ready + row_tiles_of(args.rows);
-        bool waited = false;
+        bool started = false, waited = false;
+        int number = atomicAdd(counters + 1, 1);
         for (;;) {
-            const int number = atomicAdd(counters + 1, 1);
             const Unit unit(args, number, kRanks);
             if (unit.sum < 0) break;
+            const int next = atomicAdd(counters + 1, 1);  // on its way while this one is copied
             const Sum& sum = args.sums[unit.sum];
             if (sum.of_q && !waited) await_count(counters, row_tiles_of(args.rows) * args.low_blocks), waited = true;
-            for (int step = 0; step < unit.steps(args); ++step) {
+            if (!started) before(), started = true;
+            const int steps = unit.steps(args);
+            for (int step = 0; step < steps; ++step) {
                 Barrier& full = begin();
                 barriers.unit[ring.stage] = number;
                 full.expect(Solo::kLeft + Solo::kRight);
@@ -135,6 +140,7 @@ struct SoloProducer {
                 copy_panel(stage.right(), sum.right, row, sum.first_rank + unit.first_rank, full);
                 ring.next();
             }
+            number = next;
         }
         Barrier& full = begin();
         barriers.unit[ring.stage] = -1;
