@@ -1,8 +1,8 @@
 // Low-rank adapted linear layers on the GPU.
 //
 // MATHS    lora_linear.h.
-// TILING   bf16 in aligned rows on Hopper: one launch for p and all y, one for q and dx (lora_linear_sm90.cu). Elsewhere cuBLASLt, the
-//          low-rank term as a second product on top of the first (beta = 1). dA and dB of aligned bf16: lora_low_rank.cu, else cuBLASLt.
+// TILING   bf16 in aligned rows on Hopper: one launch for p and all y, one for q, dx, dA and dB (lora_linear_sm90.cu). Elsewhere cuBLASLt,
+//          the low-rank term as a second product on top of the first (beta = 1), and for dA and dB of aligned bf16 lora_low_rank.cu.
 //          LC_LORA=portable or sm90 in the environment takes that form wherever it fits.
 // COST     2 rows (In Out + R (In + Out)) FLOPs forward; a gradient that nobody wants costs nothing: a frozen W has no dW product.
 //          With cuBLASLt the low-rank term reads and writes y (and dx) once more.

@@ -2,27 +2,38 @@
 //
 // MATHS    forward   p = x A^T     y_i = [x | p] [W_i | s_i B_i]^T            an output for each i
 //          backward  q = dy B      dx = [dy_0 | dy_1 .. | q] [W_0; W_1; ..; A]
-//          The low-rank term is one more step of 64 in the sum over k; p and q are tiles of the same launch.
+//          The low-rank term is one more step in the sum over k, as many times 16 as it has ranks; p and q are made by the same launch,
+//          and so are dA = q^T x and dB = s dy^T p.
 // TILING   a pair of blocks (a cluster) makes tiles of 2 x 128 rows and 256 columns; each fetches its own rows of the left operand and half
 //          of the right one for both.
 //
-//            warpgroup 0, 1   64 rows each: [64,256] in registers
+//            warpgroup 0, 1   64 rows each: [64,256] in registers; the tile before it too, as bf16, which is stored meanwhile
 //            warpgroup 2      one thread queues copies, four steps of k ahead: left [128,64], right [256,64] or [64,256]
 //
-//          Pairs walk 8 x 8 tiles or so at a time, so that what they read is in L2. Low tiles, [128 rows, 64 ranks], come first, on pairs
-//          that have one large tile less than others: that time would be lost anyway. A large tile needs p in its last step only, and
-//          waits there for a count of the warpgroups that have stored these rows. Low tiles wait for nobody, and are the first work
-//          of the first blocks.
-// COST     2 rows In Out FLOPs and 64/K of it for the low-rank term (1.6 % for 4096, 1 % for 6144 in a backward of q, k, v), and what does
-//          not fit into the last wave of low tiles: 64 x 1 MB through one multiprocessor each at some 80 GB/s for 8192 x 4096, 5 us
-//          of all multiprocessors. y and dx are written once, read where they are added to.
+//          Pairs walk 4 pairs of row tiles x all columns or so at a time, so that what they read is in L2. 512 tiles are eight waves of 66
+//          clusters, and of 64: two clusters, or as many as are idle, make no tiles but p or q, 256 rows at a time, in the order in which
+//          tiles need them, and then dA (lora_sides_sm90.cuh). A tile needs p in its last step only, and waits there for a count. Who makes p
+//          waits for nobody. dB is made of the tiles of dy that pass for dx, of up to 8 ranks, else as dA.
+// COST     2 rows In Out FLOPs and 2 rows R (In + Out), twice that in the backward: 0.4 and 0.9 % for 8 ranks of q and o, 4.7 and 9.4 % for
+//          64 of q, k, v. x and dy once more through multiprocessors that read 80 GB/s each: 128 MB of o are 400 us of four of them, the
+//          time of the product. y and dx are written once, read where they are added to.
 // NUMERICS bf16 operands, f32 sums; s_i B_i, p and q are rounded to bf16, y and dx once. The order of a sum depends on shapes alone.
 // LADDER   1 cuBLASLt, the low-rank term last with beta = 1: 22 and 37 % over the plain product for q or o, 57 and 137 % for k or v (H100).
 //          2 cuBLASLt with beta = 1 on a start written by a pass of our own: slower, beta = 1 costs a product more than it saves.
-//          3 this, meant for 3 % in the forward and 2 % in dx. Its first form waited for a fence of the whole GPU in every step
-//            (mbarrier.arrive.release.cluster): 0.64 of cuBLASLt. Now, on an H200 with rank 8, forward and all of the backward: q, k, v
-//            together 7 and 17 % over their products, q or o 8 and 19 %; cuBLASLt with the same dA and dB 13 and 32, 16 and 28 %.
-//          Next: dA and dB in the last wave as well (they read x and dy again): most of what remains.
+//          3 p and q by pairs that have one tile less than others, dA and dB in a launch of their own; meant for 3 % in the forward. Its first
+//            form waited for a fence of the whole GPU in every step (mbarrier.arrive.release.cluster): 0.64 of cuBLASLt. Then, over the plain
+//            products of the same run (H200, forward and all of the backward): q, k, v of rank 8 10 and 21 %, o 11 and 27 %, q, k, v of 64 21
+//            and 44 %.
+//          4 clusters that make p or q and then dA and nothing else, this kernel beside that of the factors, the last step by 16 ranks: forward
+//            8 and 7 %. Without its stores it took 350 us instead of 369 for o: all multiprocessors write 8.6 MB at once.
+//          5 a tile in 64 registers, stored in 16 parts during the next: meant for 2 % after 4's 7, measured 4.
+//          6 dB of rank 8, of which a launch of its own cost o 14 % and q, k, v 12 in all. Two warps more that read the tiles of dy with
+//            mma.sync, meant to be free: 19 and 17 %, each of theirs waits behind wgmma, and they hold the stage. The consumers' wgmma
+//            of 8 columns, meant for 1 %: 10 and 8 % when waited for at once, 9 to 11 and 8 % without. What is left: 8 us for it, 10 us of dA
+//            behind the last tile (a fifth to a third of x, read by all), 15 us before the launch starts and for adding up slices.
+//          7 64 ranks of q, k, v: 192 at once on four multiprocessors, meant for 61 us for 256 rows, took 80, and tiles waited: 30 % in the
+//            forward. 64 at a time on twelve, with a thirteenth wave for the others: 15 %. Backward with dB in a launch of its own 31 %,
+//            with units like those of dA 24 %: they outlast the tiles by 55 us.
 // SOURCE   arXiv 2106.09685; PTX ISA, "wgmma.mma_async", "cp.async.bulk.tensor".
 #include "kernels/common/cuda/cluster.cuh"
 #include "kernels/lora_linear/lora_roles_sm90.cuh"
