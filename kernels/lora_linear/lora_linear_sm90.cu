@@ -14,7 +14,7 @@
 //          clusters, and of 64: two clusters, or as many as are idle, make no tiles but p or q, 256 rows at a time, in the order in which
 //          tiles need them, and then dA (lora_sides_sm90.cuh). A tile needs p in its last step only, and waits there for a count. Who makes p
 //          waits for nobody. dB is made of the tiles of dy that pass for dx, of up to 8 ranks, else as dA.
-// COST     2 rows In Out FLOPs and 2 rows R (In + Out), twice that in the backward: 0.4 and 0.9 % for 8 ranks of q and o, 4.7 and 9.4 % for
+// COST     2 rows In Out FLOPs and 2 rows R (In + Out), twice that in the backward: 0.4 and 0.8 % for 8 ranks of o, 4.7 and 9.4 % for
 //          64 of q, k, v. x and dy once more through multiprocessors that read 80 GB/s each: 128 MB of o are 400 us of four of them, the
 //          time of the product. y and dx are written once, read where they are added to.
 // NUMERICS bf16 operands, f32 sums; s_i B_i, p and q are rounded to bf16, y and dx once. The order of a sum depends on shapes alone.
