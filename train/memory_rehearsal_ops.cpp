@@ -82,7 +82,13 @@ Ghost Rehearsal::linear(const Projection& p, const Ghost& x, const Ghost& residu
 
 // Layers of one input: kernels/lora_linear.
 std::vector<Ghost> Rehearsal::lora_linear(const std::vector<const Projection*>& projections, const Ghost& x) {
-    LoraCall call{.rows = rows_, .in = projections[0]->in, .rank = projections[0]->rank, .outs = {}, .dtype = x.dtype};
+    LoraCall call{.rows = rows_,
+                  .in = projections[0]->in,
+                  .rank = projections[0]->rank,
+                  .outs = {},
+                  .dtype = x.dtype,
+                  .dx = x.gradient != nullptr,
+                  .multiprocessors = multiprocessors_};
     std::vector<Ghost> y, inputs{x};
     for (const Projection* p : projections) {
         y.push_back(tape_.make(rows_ * p->out, x.dtype));

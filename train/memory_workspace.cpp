@@ -227,14 +227,42 @@ Buffers lora_factors_workspace(const LoraCall& c, DeviceType device) {
     if (device == DeviceType::cpu) return {};
     const int64_t width = static_cast<int64_t>(c.outs.size()) * kernels::lora_columns(c.rank);
     const int64_t out = std::accumulate(c.outs.begin(), c.outs.end(), int64_t{});
-    const int64_t counters = ceil_div(width, 64) * ceil_div(c.rows, 256) * 2;
-    return {size_of(c.dtype) * width * (c.in + out) + 4 * counters};
+    const int64_t counters = ceil_div(c.rows, 256) * 2 + 2;
+    return {size_of(c.dtype) * width * (c.in + 2 * out) + 4 * counters};
 }
 
-// All gradients in one launch of some 512 blocks: dB of each layer, and dA of all in jobs of up to 64 ranks.
+namespace {
+
+// Slices that dB of up to eight ranks comes in when it is made of the tiles of dx (lora_backward_sm90), which takes as many clusters of two
+// multiprocessors for them as need no more waves than all but one would; 0: it is not.
+int64_t lora_observed_slices(const LoraCall& c) {
+    const int64_t pairs = ceil_div(c.rows, 256), columns = ceil_div(c.in, 256);
+    int64_t steps = 0;
+    for (const int64_t out : c.outs) steps += ceil_div(out, 64);
+    const int64_t tiles = pairs * columns, waves = ceil_div(tiles, std::max<int64_t>(c.multiprocessors / 2 - 1, 1));
+    const int64_t makers = ceil_div(tiles, waves);
+    const bool even = makers % (4 * columns) == 0 && pairs % 4 == 0;
+    return c.rank <= 8 && even && steps >= 4 && ceil_div(steps, columns) <= 8 ? makers / columns * 2 : 0;
+}
+
+// Beside dx on Hopper: slices of rows, or of what is observed.
+Buffers lora_sums_workspace(const LoraCall& c) {
+    const int64_t ranks = kernels::lora_columns(c.rank), slices = ceil_div(c.rows, c.rank <= 32 ? 512 : 1024);
+    const int64_t observed = lora_observed_slices(c);
+    const int64_t out = std::accumulate(c.outs.begin(), c.outs.end(), int64_t{});
+    return {kFloat * (observed > 0 ? observed : slices) * ranks * out,
+            kFloat * slices * ranks * static_cast<int64_t>(c.outs.size()) * c.in};
+}
+
+}  // namespace
+
+// Without dx: all gradients in one launch of some 512 blocks: dB of each layer, and dA of all in jobs of up to 64 ranks.
 Buffers lora_gradients_workspace(const LoraCall& c, DeviceType device) {
     constexpr int64_t kStrip = 128, kStepRows = 32, kBlocks = 512, kMostRanks = 64;
     if (device == DeviceType::cpu || c.dtype != DType::bf16 || c.rank > kMostRanks) return {};
+    if (c.dx && c.rows >= 256 && c.in % 8 == 0 &&
+        std::all_of(c.outs.begin(), c.outs.end(), [](int64_t out) { return out % 8 == 0; }))
+        return lora_sums_workspace(c);
     const int64_t ranks = kernels::lora_columns(c.rank), count = static_cast<int64_t>(c.outs.size());
     const int64_t jobs = ceil_div(count, kMostRanks / ranks);  // of dA
     int64_t strips = jobs * ceil_div(c.in, kStrip);

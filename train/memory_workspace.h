@@ -55,6 +55,8 @@ struct LoraCall {
     int64_t rows = 0, in = 0, rank = 0;
     std::vector<int64_t> outs;
     DType dtype = DType::f32;
+    bool dx = false;  // wanted
+    int64_t multiprocessors = 132;
 };
 Buffers lora_factors_workspace(const LoraCall& call, DeviceType device);
 Buffers lora_gradients_workspace(const LoraCall& call, DeviceType device);
