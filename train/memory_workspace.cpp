@@ -60,23 +60,28 @@ struct ChunkedGrid {
 // What the fused kernels walk: every query head of every batch entry, in whole blocks, in segments.
 struct FusedWalk {
     static constexpr int64_t kBlock = 64;
-    int64_t items, rows, segments;
+    int64_t items, blocks, rows, segments;
 
-    explicit FusedWalk(const AttentionCall& c) : items(c.batch * c.heads) {
-        const int64_t blocks = ceil_div(c.length, kBlock);
+    explicit FusedWalk(const AttentionCall& c) : items(c.batch * c.heads), blocks(ceil_div(c.length, kBlock)) {
         rows = items * blocks * kBlock;
         segments = kernels::hybrid_fused_segments(items, blocks, c.multiprocessors);
     }
     int64_t parts() const { return items * segments; }
+    // That all segments but the last sum up, one behind their walk.
+    int64_t summed() const {
+        return items * (blocks / segments * (segments - 1) + std::min(segments - 1, blocks % segments) - 1);
+    }
 };
 
-// The states that segments begin with, and the parts that these are added up from on Hopper; of gradients dN and three numbers a row, and a dW a segment.
+// The states that segments begin with, and the parts that these are added up from on Hopper; of gradients dN and three numbers a row,
+// and a dW a segment.
 Buffers fused_buffers(const AttentionCall& c) {
     const FusedWalk walk(c);
     Buffers bytes;
     if (walk.segments > 1) {
         const int64_t state = kFloat * 2 * c.features * (c.head_dim + 1), states = walk.items * (walk.segments - 1);
-        bytes.insert(bytes.end(), {state * states, state * (states + c.multiprocessors)});
+        bytes.push_back(state * states);
+        bytes.push_back(state * (states + std::min(c.multiprocessors, walk.summed())));
     }
     if (!c.backward()) return bytes;
     bytes.insert(bytes.end(), {size_of(c.dtype) * walk.rows * c.head_dim, 3 * kFloat * walk.rows});

@@ -146,8 +146,9 @@ __device__ __forceinline__ float make_loss(const LossArgs& args, const FusedHead
         fence_async_proxy();
         barriers.made_full.arrive();
         keep_rows<D>(room.dy(), to.dn + first * D);
-    } else if constexpr (Far) {
-        barriers.made_full.arrive();
+    } else {
+        fence_async_proxy();  // the target is read before the copy engine's next one
+        if constexpr (Far) barriers.made_full.arrive();
     }
     barriers.dy_free.arrive();
     return squares;

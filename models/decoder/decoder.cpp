@@ -43,11 +43,6 @@ bool is_adapted(const DecoderLayer& layer) {
     return layer.q.lora_a.defined() || layer.k.lora_a.defined() || layer.v.lora_a.defined();
 }
 
-// q, k and v of rows [q | k | v].
-std::array<Tensor, 3> parts_of(const Tensor& all, int64_t q, int64_t kv) {
-    return {slice(all, 2, 0, q), slice(all, 2, q, kv), slice(all, 2, q + kv, kv)};
-}
-
 }  // namespace
 
 kernels::LinearizedSpec effective_spec(const AttentionSpec& spec, Terms terms) {
@@ -116,7 +111,7 @@ Qkv Decoder::project_only(int64_t index, const Tensor& h) const {
              config_.hidden_size, h.shape());
     const int64_t batch = h.size(0), length = h.size(1), d = config_.head_dim;
     const auto [q, k, v] = !is_adapted(layer) && reads_frozen(h, layer.q.weight)
-                               ? parts_of(frozen_qkv(layer, h), config_.num_heads * d, config_.num_kv_heads * d)
+                               ? frozen_qkv_apart(layer, h)
                                : project_together(norm(h, layer.input_norm), {&layer.q, &layer.k, &layer.v});
     const auto heads = [&](const Tensor& projected, int64_t count, const Tensor& head_norm) {
         Tensor rows = reshape(projected, {batch, length, count, d});

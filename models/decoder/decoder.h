@@ -220,6 +220,8 @@ class Decoder {
     void multiply_frozen(const Tensor& x, const Norm* norm, const std::vector<FrozenWeight>& weights,
                          const std::vector<Tensor>& results, const Tensor& residual = {}, bool gated = false) const;
     Tensor frozen_qkv(const DecoderLayer& layer, const Tensor& h) const;  // [B,T,(H+2 H_kv) D]: q, k and v of each row
+    // q, k and v as tensors of their own, so that of many rows none outlives its use.
+    std::array<Tensor, 3> frozen_qkv_apart(const DecoderLayer& layer, const Tensor& h) const;
     Tensor frozen_finish(const DecoderLayer& layer, const Tensor& h, const Tensor& rows) const;
     void encode(Tensor& weight, Tensor& scale) const;
     void encode_mlp(DecoderLayer& layer) const;

@@ -71,6 +71,13 @@ Tensor Decoder::frozen_qkv(const DecoderLayer& layer, const Tensor& h) const {
     return all;
 }
 
+std::array<Tensor, 3> Decoder::frozen_qkv_apart(const DecoderLayer& layer, const Tensor& h) const {
+    std::vector<FrozenWeight> weights;
+    for (const Projection* p : {&layer.q, &layer.k, &layer.v}) weights.push_back({p->weight, p->scale, p->bias});
+    const std::vector<Tensor> y = frozen_products(h, &layer.input_norm, weights);
+    return {y[0], y[1], y[2]};
+}
+
 Tensor Decoder::frozen_finish(const DecoderLayer& layer, const Tensor& h, const Tensor& rows) const {
     const io::BlockConfig& block = config_.block;
     const Tensor sum = frozen_products(rows, nullptr, {{layer.o.weight, layer.o.scale, layer.o.bias}}, h)[0];
