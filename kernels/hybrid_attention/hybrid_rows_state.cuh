@@ -227,6 +227,8 @@ __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead
     }
     if (leads) copies.upstream(b + 1);
     __syncwarp();
+    // Behind 1 / Z the window is done with the dots of the block before, whose place the next block's take.
+    if (U == Upstream::given && !args.rows.results.dn) barriers.inverse_full.wait(walk.step(b) % 2);
     if (far) {
         if constexpr (U == Upstream::none)
             barriers.made_full.wait(walk.far_step(b) % 2);

@@ -19,10 +19,10 @@ inline constexpr int kSoloStages = 4;
 enum NamedBarrier { kFirstWarpgroupBarrier = 1 };
 
 struct SoloBarriers {
-    Barrier full[kSoloStages], free[kSoloStages];
-    int unit[kSoloStages];  // of the sums, that the step belongs to; -1: there are no more
+    Barrier full[kSoloStages], free[kSoloStages];  // full: an arrival with the bytes to come, one behind `unit`
+    int unit[kSoloStages];                         // of the sums, that the step belongs to; -1: there are no more
     __device__ void init() {
-        for (int i = 0; i < kSoloStages; ++i) full[i].init(1), free[i].init(kConsumerWarps);
+        for (int i = 0; i < kSoloStages; ++i) full[i].init(2), free[i].init(kConsumerWarps);
     }
 };
 
@@ -105,7 +105,7 @@ struct SoloProducer {
         for_each_low_unit(args, kRanks, [&](int pair, const Factor& factor, int column) {
             for (int k = 0; k < factor.steps; ++k) {
                 Barrier& full = begin();
-                full.expect(Solo::kLeft + Solo::kRight);
+                full.expect(Solo::kLeft + Solo::kRight), full.arrive();
                 const Solo stage(shared, ring.stage);
                 for (int half = 0; half < kPair; ++half)
                     copy_panel(stage.left(half).data, factor.left, (pair * kPair + half) * kM, k * kK, full);
@@ -132,7 +132,7 @@ struct SoloProducer {
             for (int step = 0; step < steps; ++step) {
                 Barrier& full = begin();
                 barriers.unit[ring.stage] = number;
-                full.expect(Solo::kLeft + Solo::kRight);
+                full.expect(Solo::kLeft + Solo::kRight), full.arrive();
                 const Solo stage(shared, ring.stage);
                 const int row = unit.first_row(args) + step * kK;
                 for (int i = 0; i < 4; ++i)
@@ -144,7 +144,7 @@ struct SoloProducer {
         }
         Barrier& full = begin();
         barriers.unit[ring.stage] = -1;
-        full.arrive();
+        full.arrive(), full.arrive();
     }
 };
 

@@ -34,6 +34,8 @@ LC_OP_CASES(feature_map) {
         add(make(name + "_gqa_skip", {1, 2, 67, 6}, {4, 6, 6}, {activation, true}));
         OpCase tiles = make(name + "_tiles_d64", {1, 1, 37, 64}, {2, 64, 64}, {activation});
         tiles.heavy = true;
+        tiles.tolerance_factor = 2;
+        tiles.tolerance_reason = "beside bf16 rows the GPU's tiles round w to bf16, as attention does; exponentials of large sums show it";
         add(tiles);
     }
     add(make("relu_head_bias", {2, 2, 7, 8}, {2, 8, 8}, {FeatureActivation::relu, false, true}, {2, 1}));
