@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
 #pragma unroll 1
         for (int i = 0; i < args.heads_together; ++i) {
             const FusedHead head = head_of<true>(args, i);
-            if (i > 0) __syncthreads();  // all are done with barriers and tiles
+            if (i > 0) named_sync<kKeysThreads>(kBlockBarrier);  // all are done with barriers and tiles
             if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head, room, barriers);
             __syncwarp();
-            __syncthreads();
+            named_sync<kKeysThreads>(kBlockBarrier);  // not __syncthreads: each role has this code at another place
             f(head, i > 0);
         }
     };

@@ -11,7 +11,7 @@ using hybrid_roles::Panel;
 
 // The second makes weights and their gradients in a walk with the window, phi_q in one without.
 enum Role { kMaps, kSecond, kGradients, kState, kRoles };
-enum NamedBarrier { kMapsBarrier = 1, kSecondBarrier, kGradientsBarrier, kStateBarrier };
+enum NamedBarrier { kMapsBarrier = 1, kSecondBarrier, kGradientsBarrier, kStateBarrier, kBlockBarrier };
 
 inline constexpr int kKeysThreads = kRoles * kWarpgroup;
 inline constexpr int kWarpsOfRole = kWarpgroup / kWarp;

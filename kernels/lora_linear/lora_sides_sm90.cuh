@@ -19,10 +19,12 @@ inline constexpr int kSoloStages = 4;
 enum NamedBarrier { kFirstWarpgroupBarrier = 1 };
 
 struct SoloBarriers {
-    Barrier full[kSoloStages], free[kSoloStages];  // full: an arrival with the bytes to come, one behind `unit`
-    int unit[kSoloStages];                         // of the sums, that the step belongs to; -1: there are no more
+    Barrier full[kSoloStages], free[kSoloStages];
+    Barrier claimed, taken;  // of the sums, a turn a unit
+    int unit;                // that comes next; -1: there are no more
     __device__ void init() {
-        for (int i = 0; i < kSoloStages; ++i) full[i].init(2), free[i].init(kConsumerWarps);
+        for (int i = 0; i < kSoloStages; ++i) full[i].init(1), free[i].init(kConsumerWarps);
+        claimed.init(1), taken.init(kConsumerWarps * kWarp);
     }
 };
 
@@ -105,7 +107,7 @@ struct SoloProducer {
         for_each_low_unit(args, kRanks, [&](int pair, const Factor& factor, int column) {
             for (int k = 0; k < factor.steps; ++k) {
                 Barrier& full = begin();
-                full.expect(Solo::kLeft + Solo::kRight), full.arrive();
+                full.expect(Solo::kLeft + Solo::kRight);
                 const Solo stage(shared, ring.stage);
                 for (int half = 0; half < kPair; ++half)
                     copy_panel(stage.left(half).data, factor.left, (pair * kPair + half) * kM, k * kK, full);
@@ -120,7 +122,13 @@ struct SoloProducer {
         if (args.sum_count == 0) return;
         int* const counters = args.ready + row_tiles_of(args.rows);
         bool started = false, waited = false;
-        int number = atomicAdd(counters + 1, 1);
+        int number = atomicAdd(counters + 1, 1), turn = 0;
+        const auto announce = [&](int unit) {
+            barriers.taken.wait(turn ^ 1);
+            barriers.unit = unit;
+            barriers.claimed.arrive();
+            turn ^= 1;
+        };
         for (;;) {
             const Unit unit(args, number, kRanks);
             if (unit.sum < 0) break;
@@ -128,11 +136,11 @@ struct SoloProducer {
             const Sum& sum = args.sums[unit.sum];
             if (sum.of_q && !waited) await_count(counters, row_tiles_of(args.rows) * args.low_blocks), waited = true;
             if (!started) before(), started = true;
+            announce(number);
             const int steps = unit.steps(args);
             for (int step = 0; step < steps; ++step) {
                 Barrier& full = begin();
-                barriers.unit[ring.stage] = number;
-                full.expect(Solo::kLeft + Solo::kRight), full.arrive();
+                full.expect(Solo::kLeft + Solo::kRight);
                 const Solo stage(shared, ring.stage);
                 const int row = unit.first_row(args) + step * kK;
                 for (int i = 0; i < 4; ++i)
@@ -142,9 +150,7 @@ struct SoloProducer {
             }
             number = next;
         }
-        Barrier& full = begin();
-        barriers.unit[ring.stage] = -1;
-        full.arrive(), full.arrive();
+        announce(-1);
     }
 };
 
@@ -216,9 +222,10 @@ struct SoloConsumer {
 
     __device__ __forceinline__ void sums() {
         if (args.sum_count == 0) return;
-        for (;;) {
-            barriers.full[ring.stage].wait(ring.phase);
-            const int number = barriers.unit[ring.stage];
+        for (int turn = 0;; turn ^= 1) {
+            barriers.claimed.wait(turn);
+            const int number = barriers.unit;
+            barriers.taken.arrive();
             if (number < 0) return;
             const Unit unit(args, number, kRanks);
             float sum[2][kRanks / 2];
