@@ -69,10 +69,11 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
 #pragma unroll 1
         for (int i = 0; i < args.heads_together; ++i) {
             const FusedHead head = head_of<true>(args, i);
+            __syncwarp();
             if (i > 0) named_sync<kKeysThreads>(kBlockBarrier);  // all are done with barriers and tiles
             if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head, room, barriers);
             __syncwarp();
-            named_sync<kKeysThreads>(kBlockBarrier);  // not __syncthreads: each role has this code at another place
+            named_sync<kKeysThreads>(kBlockBarrier);  // each role has this code at another place: synccheck calls that divergent
             f(head, i > 0);
         }
     };
