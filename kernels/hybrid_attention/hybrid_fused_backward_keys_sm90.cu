@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
             if (i > 0) named_sync<kKeysThreads>(kBlockBarrier);  // all are done with barriers and tiles
             if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head, room, barriers);
             __syncwarp();
-            named_sync<kKeysThreads>(kBlockBarrier);  // each role has this code at another place: synccheck calls that divergent
+            // Each role has this code at another place: synccheck calls that divergent.
+            named_sync<kKeysThreads>(kBlockBarrier);
             f(head, i > 0);
         }
     };

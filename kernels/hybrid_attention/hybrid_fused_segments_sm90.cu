@@ -236,44 +236,6 @@ __device__ __forceinline__ void make_sum_features(const SumsArgs& args, const Su
     step(i, std::false_type{});
 }
 
-// weights^T phi, on the warpgroup's cores: mma would queue behind all products that are under way. Lane 8 c + r of a warp adds up eight
-// columns, chunk c of the warp's four, over the rows r, r + 8, ...
-struct ColumnSums {
-    float sum[8] = {};
-
-    template <class Weight>
-    __device__ __forceinline__ void add(const FeatureTile& phi, Weight&& weight) {
-        const int row = threadIdx.x % 8;
-        const __nv_bfloat16* from = phi.chunk(row, threadIdx.x % kWarpgroup / 8 * 8);
-#pragma unroll
-        for (int i = 0; i < kFusedRows / 8; ++i) {
-            const uint4 x = *reinterpret_cast<const uint4*>(from + i * 8 * 64);
-            const float w = weight(row + 8 * i);
-            const uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 pair = unpack_bf16(pairs[j]);
-                sum[2 * j] = fmaf(w, pair.x, sum[2 * j]), sum[2 * j + 1] = fmaf(w, pair.y, sum[2 * j + 1]);
-            }
-        }
-    }
-    // Of column threadIdx.x % kWarpgroup: eight lanes swap halves of their columns.
-    __device__ __forceinline__ float total() const {
-        float x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = swap(sum[i], sum[i + 4], 4);
-        x[0] = swap(x[0], x[2], 2), x[1] = swap(x[1], x[3], 2);
-        return swap(x[0], x[1], 1);
-    }
-
-  private:
-    // This lane's and its partner's share of `low`, or of `high` in the lane with that bit.
-    static __device__ __forceinline__ float swap(float low, float high, int bit) {
-        const bool upper = threadIdx.x & bit;
-        return (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
-    }
-};
-
 template <int D, bool kQueries>
 __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D>& room, SumsBarriers& barriers,
                                           const SumsShare& share) {

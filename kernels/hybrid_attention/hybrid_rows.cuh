@@ -1,8 +1,8 @@
 // The walk over the rows on Hopper (hybrid_fused_backward_rows_sm90.cu; stage 1: kernels/transfer_loss/transfer_loss_rows_sm90.cu): what its
 // roles share. Arguments, registers, shared memory, the barriers between them, and which stage of each a step takes.
 #pragma once
-#include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 #include "kernels/hybrid_attention/hybrid_compact_features.cuh"
+#include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
 
 namespace lc::kernels::hybrid_rows {
 

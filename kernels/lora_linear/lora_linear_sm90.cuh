@@ -3,7 +3,7 @@
 #pragma once
 #include <array>
 
-#include "kernels/common/cuda/roles.cuh"
+#include "kernels/common/cuda/block_pair.cuh"
 #include "kernels/lora_linear/lora_linear_sm90.h"
 
 namespace lc::kernels::lora_sm90 {
@@ -139,21 +139,6 @@ __device__ __forceinline__ void for_each_low_unit(const Args& args, int ranks, F
 }
 
 // --- results ---
-
-// Four lanes of a quad hold columns 2t, 2t+1 of four tiles of eight; afterwards lane t holds all of tile t.
-__device__ __forceinline__ uint4 gather_quad(uint32_t (&v)[4]) {
-    const int t = threadIdx.x % 4;
-#pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i & bit) continue;
-            const bool upper = t & bit;
-            const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[i | bit], bit);
-            (upper ? v[i] : v[i | bit]) = got;
-        }
-    return make_uint4(v[0], v[1], v[2], v[3]);
-}
 
 // Adds what is there, as eight bf16.
 __device__ __forceinline__ void add_run(uint4& run, const uint4& there) {

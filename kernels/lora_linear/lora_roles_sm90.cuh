@@ -106,12 +106,6 @@ struct Producer {
 
 // --- the consumers ---
 
-// Both blocks may write the stage again once all warps of both are done with it.
-__device__ __forceinline__ void release_pair(Barrier& free) {
-    __syncwarp();
-    if (threadIdx.x % kWarp < kPair) free.arrive_at(threadIdx.x % kWarp);
-}
-
 template <Major B>
 struct Consumer {
     const Args& args;
