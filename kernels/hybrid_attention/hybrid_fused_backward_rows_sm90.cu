@@ -16,8 +16,8 @@
 // COST     as hybrid_fused_backward_rows.cu. On chip a block of 64 rows takes, D = 128: tensor cores 3328 clocks (dWq: 256 more),
 //          exponentials 1536.
 // NUMERICS as hybrid_fused_backward_rows.cu, but: dy is not divided and rounded before products, and dZ is made from it, so that a row's
-//          dS add up to zero as there. The keys tied for a maximum carry a minus sign in P, and twice their weights over twice the highest is how many they are. Weights and features as
-//          hybrid_fused_forward_sm90.cu.
+//          dS add up to zero as there. The keys tied for a maximum carry a minus sign in P, and twice their weights over twice the highest
+//          is how many they are. Weights and features as hybrid_fused_forward_sm90.cu.
 // LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, frozen maps, us with a cold cache. Meant, by counting the instructions of the
 //          longest role: 95, 4500 clocks a block.
 //          1 403  hybrid_fused_backward_rows.cu: mma.sync, six barriers a block for all warps.

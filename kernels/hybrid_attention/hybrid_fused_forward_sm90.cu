@@ -17,7 +17,7 @@
 //          exponent; the exponent of a weight is one fma, so that a weight may pass gamma by rounding; z enters phi_q.z as two
 //          bf16 numbers. Features are made without the shift of their softmax where nothing can overflow or fall below the
 //          least feature (FeatureRows::make).
-// LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us, one call after the other (bench, with a cold cache: 104):
+// LADDER   H200, 8x1024 tokens, 32 heads of 128, 8 KV heads, us, one call after the other (bench, with a cold cache: 102):
 //          1 230  hybrid_fused_forward.cu: mma.sync, three barriers a block for all warps.
 //          2 198  (H100) its products with wgmma, a warpgroup a product, the same barriers: waiting, not multiplying, took the time.
 //          3 148  roles. Each runs four warps, one on each scheduler: what counts is the longest chain of a role, here the maps.

@@ -8,7 +8,8 @@
 //            rows: maximum and sum, nll, then dlogits over the logits where they lie (linear_cross_entropy_rows.cuh)
 //            dhidden [rows,D] = dlogits W            dW (+)= dlogits^T hidden          cuBLASLt; db (+)= column_sum of dlogits
 //          Before: one block counts the valid rows. After: one block adds the nll in a fixed order. The host waits for nothing.
-// COST     2 N D V FLOPs for the logits and for each gradient; 4 + 4 + 4 + 2 + 2 bytes a logit beside that, 4 + 4 + 2 + 2 where rows are held in registers.
+// COST     2 N D V FLOPs for the logits and for each gradient; 4 + 4 + 4 + 2 + 2 bytes a logit beside that, 4 + 4 + 2 + 2 where rows are
+//          held in registers.
 // NUMERICS logits, maximum and sum are f32 also beside bf16 (a bf16 logit of 100 is off by up to 0.25, and its probability by as
 //          much); nll and its sum in f64, stored in f32. dlogits are rounded to hidden's dtype as operands. dW is added over
 //          chunks in its own dtype, which callers make f32.

@@ -36,6 +36,7 @@
 //            with units like those of dA 24 %: they outlast the tiles by 55 us.
 // SOURCE   arXiv 2106.09685; PTX ISA, "wgmma.mma_async", "cp.async.bulk.tensor".
 #include "kernels/common/cuda/cluster.cuh"
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/lora_linear/lora_roles_sm90.cuh"
 
 namespace lc::kernels {
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kRoleThreads, 1) sum_of_products_kernel(const 
     __shared__ Barriers barriers;
     __nv_bfloat16* const shared = aligned_shared(dynamic);
     const int warpgroup = warpgroup_index();
-    next_kernel_may_start();
+    start_successor();
     if (threadIdx.x == 0) barriers.init();
     cluster_arrive(), cluster_wait();  // the other block's barriers are there as well
     if (warpgroup == kConsumers) {
@@ -124,8 +125,9 @@ Share share_of(const Args& args, int most) {
 
 template <Major B>
 void launch(const Args& args, int clusters, Stream stream) {
-    launch_clusters<Start::Early>(sum_of_products_kernel<B>, kPair, static_cast<unsigned>(clusters), kRoleThreads,
-                                  kBytes<B>, cuda::handle_of(stream), args);
+    launch_early(sum_of_products_kernel<B>,
+                 {.blocks = clusters * kPair, .threads = kRoleThreads, .shared_bytes = kBytes<B>, .cluster = kPair},
+                 cuda::handle_of(stream), args);
     LC_LAUNCHED("lora_linear", cuda::handle_of(stream));
 }
 

@@ -15,7 +15,8 @@
 //          2 this: by its bytes 25 us, 0.9 of a copy.
 //          Tried: loads to registers, movmatrix instead of shared memory, one step ahead: half of a copy's rate.
 // SOURCE   arXiv 2106.09685.
-#include "kernels/common/cuda/cluster.cuh"
+#include "kernels/common/cuda/early.cuh"
+#include "kernels/common/cuda/mma.cuh"
 #include "kernels/common/cuda/operand.cuh"
 #include "kernels/common/cuda/pack.cuh"
 #include "kernels/common/cuda/reduce.cuh"
@@ -38,7 +39,7 @@ struct FactorArgs {
 
 template <class T>
 __global__ void __launch_bounds__(kFactorThreads) factor_kernel(const __grid_constant__ FactorArgs f, T* to) {
-    next_kernel_may_start();
+    start_successor();
     const int step = static_cast<int>(gridDim.x) * kFactorThreads, of_a = f.width * f.in, of_b = f.width * f.out;
     const int first = static_cast<int>(blockIdx.x) * kFactorThreads + static_cast<int>(threadIdx.x);
     for (int i = first; i < f.counters; i += step) f.zeros[i] = 0;
@@ -182,7 +183,7 @@ struct TotalArgs {
 
 // The sum over slices, in order.
 __global__ void __launch_bounds__(kFactorThreads) total_kernel(const __grid_constant__ TotalArgs args) {
-    await_previous_kernel();
+    wait_for_predecessor();
     const TotalArgs::Total& total = args.totals[blockIdx.y];
     const int64_t size = total.rank * total.columns, step = static_cast<int64_t>(gridDim.x) * kFactorThreads;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * kFactorThreads + threadIdx.x; i < size; i += step) {

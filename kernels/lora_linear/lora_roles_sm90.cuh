@@ -1,5 +1,6 @@
 // The two roles of the large products on Hopper: who fetches, and who multiplies. lora_linear_sm90.cu says what.
 #pragma once
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/lora_linear/lora_sides_sm90.cuh"
 
 namespace lc::kernels::lora_sm90 {
@@ -80,7 +81,7 @@ struct Producer {
             for (int i = output.first; i < output.first + output.count; ++i)
                 for (int k = 0; k < args.factors[i].steps; ++k)
                     step(args.factors[i].left, k * kK, args.factors[i].right, k * kK, tile);
-            await_previous_kernel();  // zeroed the counters, and made the factors
+            wait_for_predecessor();  // zeroed the counters, and made the factors
             await_count(args.ready + tile.row_tile, args.low_blocks);
             for (int k = output.low_first; k < output.low_first + output.low_steps; ++k)
                 step(args.low_left, k * kK, output.low_right, k * kK, tile);
@@ -92,7 +93,7 @@ struct Producer {
     }
     __device__ __forceinline__ void run() {
         outputs();
-        await_previous_kernel();
+        wait_for_predecessor();
         with_ranks(args.low_ranks, [&](auto ranks) {
             SoloProducer<Solo<ranks(), Major::K>> solo{args, shared, barriers.low, {}};
             solo.low(), solo.drain();

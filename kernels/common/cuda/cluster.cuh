@@ -18,35 +18,18 @@
 
 namespace lc::kernels {
 
-enum class Start { InTurn, Early };  // Early: see await_previous_kernel()
-
-template <Start When = Start::InTurn, class... Parameters, class... Arguments>
+template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), int blocks, unsigned clusters, int threads, int64_t shared_bytes,
                      cudaStream_t queue, const Arguments&... arguments) {
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute size{};
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(clusters * static_cast<unsigned>(blocks)),
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = queue;
-    config.attrs = attributes, config.numAttrs = When == Start::Early ? 2 : 1;
+    config.attrs = &size, config.numAttrs = 1;
     LC_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
-}
-
-// Two kernels that overlap: the first says when the second, launched with Start::Early, may take what multiprocessors are free, and
-// the second waits before it reads what the first writes. What was launched before the first is finished when the second starts.
-__device__ __forceinline__ void next_kernel_may_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void await_previous_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
