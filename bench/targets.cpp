@@ -28,8 +28,9 @@ class Table {
         if (target.has("us")) return at_most(target, number(target, "us"), "");
         if (target.has("roofline")) return of_roofline(target);
         if (target.has("over")) return over(target);
+        if (target.has("faster")) return faster(target);
         if (target.has("reference")) return beside(target);
-        fail(ErrorKind::BadInput, "{}: '{}' has no bound: us, roofline, over, reference or tokens_per_second",
+        fail(ErrorKind::BadInput, "{}: '{}' has no bound: us, roofline, over, faster, reference or tokens_per_second",
              target.source(), target.get_string("what"));
     }
 
@@ -79,6 +80,13 @@ class Table {
         }
         const double factor = number(over, "factor");
         return at_most(target, factor * sum, fmt::format(" ({:.4g} us + {:.0f} %)", sum, 100 * (factor - 1)));
+    }
+    std::optional<Reached> faster(const JsonObject& target) const {
+        const JsonObject than(target.get("faster"), target.source(), "faster");
+        const Json* line = timed(than.get_string("op"), than.get_string("variant"), target.get_string("phase"));
+        if (!line) return std::nullopt;
+        const double factor = number(than, "factor");
+        return at_most(target, us(*line) / factor, fmt::format(" ({:.4g} us / {:g})", us(*line), factor));
     }
     std::optional<Reached> beside(const JsonObject& target) const {
         const JsonObject reference(target.get("reference"), target.source(), "reference");

@@ -47,6 +47,13 @@ TEST(Targets, TimesOverOthersTogether) {
     EXPECT_THAT(table(target, lines), HasSubstr("\n| it | 110 us (100 us + 10 %) | 220 us | 50 % |  |\n"));
 }
 
+TEST(Targets, TimesManyTimesFasterThanAnOp) {
+    Json target = of("a");
+    target["faster"] = {{"op", "linear"}, {"variant", "b"}, {"factor", 15}};
+    const std::vector<Json> lines = {timed("a", "forward", 8), timed("b", "forward", 150)};
+    EXPECT_THAT(table(target, lines), HasSubstr("\n| it | 10 us (150 us / 15) | 8 us | 125 % |  |\n"));
+}
+
 TEST(Targets, TimesBesideAReferenceOfTheSameRun) {
     Json target = of("a");
     target["reference"] = {{"name", "theirs"}, {"factor", 1.0}};

@@ -220,11 +220,11 @@ void add_bench() {
 // A training step of stage 2: q, k, v are [B,T,H,D] in memory and the maps are frozen. Counted for a token and query head in
 // blocks of w = 64 keys, K and V read once a group of heads: fm is a map, mm a product with the state or with the window's two
 // blocks.
-void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
+OpCase gpu_bench(const char* variant, int64_t batch, int64_t length, int64_t head_dim = llama8b::kHeadDim) {
     using namespace llama8b;
     OpCase c = make(variant, {.length = length,
                               .spec = terraced(kWindow),
-                              .d = kHeadDim,
+                              .d = head_dim,
                               .f = kMapSize,
                               .heads = kHeads,
                               .kv_heads = kKvHeads,
@@ -235,24 +235,34 @@ void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
         for (int i = 0; i < 3; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
         return run(in);
     };
-    const double rows = static_cast<double>(batch * length * kHeads), d = kHeadDim, shared = 1.0 * kKvHeads / kHeads;
+    const double rows = static_cast<double>(batch * length * kHeads), d = static_cast<double>(head_dim);
+    const double shared = 1.0 * kKvHeads / kHeads;
     const double fm = 2 * d * kMapSize, mm = 2 * d * 2 * kMapSize;
     c.forward = {.flops = rows * (2 * fm + 4 * mm), .numbers = rows * d * (2 + 2 * shared)};
     // Two sweeps: q, k, v, dy, y -> dq, then q, k, v, dy -> dk, dv; five f32 row scalars.
     c.backward = {.flops = rows * (6 * fm + 10 * mm), .numbers = rows * d * (6 + 6 * shared), .bytes = rows * 20};
     c.bench = Bench::gpu;
-    add(c);
+    return c;
+}
+
+void add_gpu_benches() {
+    add(gpu_bench("llama8b_8x1024_w64", 8, 1024));
+    add(gpu_bench("llama8b_2x4096_w64", 2, 4096));
+    add(gpu_bench("llama8b_1x1024_w64", 1, 1024));
+    add(gpu_bench("llama8b_1x16384_w64", 1, 16384));
+    add(gpu_bench("llama8b_1x32768_w64", 1, 32768));
+    add(gpu_bench("llama1b_8x1024_w64_d64", 8, 1024, 64));
+    OpCase prefill = gpu_bench("llama8b_1x131072_w64", 1, 131072);
+    for (OpInput& input : prefill.inputs) input.differentiable = false;
+    prefill.backward = {};
+    add(prefill);
 }
 
 }  // namespace
 
 LC_OP_CASES(hybrid_attention) {
     add_bench();
-    add_gpu_bench("llama8b_8x1024_w64", 8, 1024);
-    add_gpu_bench("llama8b_2x4096_w64", 2, 4096);
-    add_gpu_bench("llama8b_1x1024_w64", 1, 1024);
-    add_gpu_bench("llama8b_1x16384_w64", 1, 16384);
-    add_gpu_bench("llama8b_1x32768_w64", 1, 32768);
+    add_gpu_benches();
     add_lengths();
     add_heads_and_sizes();
     add_kinds();

@@ -41,15 +41,31 @@ OpCase as_projected(OpCase c) {
 }
 
 // FLOPs by the usual convention, half the square; the log-sum-exp of each row is written and read.
-void add_gpu_bench(const char* variant, int64_t batch, int64_t length, int64_t heads = llama8b::kHeads,
-                   int64_t kv_heads = llama8b::kKvHeads, int64_t d = llama8b::kHeadDim) {
+OpCase gpu_bench(const char* variant, int64_t batch, int64_t length, int64_t heads = llama8b::kHeads,
+                 int64_t kv_heads = llama8b::kKvHeads, int64_t d = llama8b::kHeadDim) {
     OpCase c = as_projected(make(variant, {batch, heads, kv_heads, length, length, d}));
     const double rows = static_cast<double>(batch * heads * length);
     c.forward.flops = 2 * rows * static_cast<double>(d * length);
     c.backward.flops = 2.5 * c.forward.flops;
     c.forward.bytes = c.backward.bytes = 4 * rows;
     c.bench = Bench::gpu;
-    add(c);
+    return c;
+}
+
+void add_gpu_benches() {
+    add(gpu_bench("llama8b_8x1024", 8, 1024));
+    add(gpu_bench("llama8b_2x4096", 2, 4096));
+    add(gpu_bench("llama8b_1x8192", 1, 8192));
+    add(gpu_bench("llama8b_1x16384", 1, 16384));
+    add(gpu_bench("llama8b_1x32768", 1, 32768));
+    OpCase prefill = gpu_bench("llama8b_1x131072", 1, 131072);
+    for (OpInput& input : prefill.inputs) input.differentiable = false;
+    prefill.backward = {};
+    add(prefill);
+    add(gpu_bench("llama1b_8x1024_d64", 8, 1024, 32, 8, 64));
+    add(gpu_bench("llama1b_2x4096_d64", 2, 4096, 32, 8, 64));
+    add(gpu_bench("llama1b_1x16384_d64", 1, 16384, 32, 8, 64));
+    add(gpu_bench("h8_kv4_8x4096_d64", 8, 4096, 8, 4, 64));
 }
 
 }  // namespace
@@ -113,16 +129,7 @@ LC_OP_CASES(softmax_attention) {
         if (size.t == 1) bench.backward = {};
         add(bench);
     }
-    add_gpu_bench("llama8b_8x1024", 8, 1024);
-    add_gpu_bench("llama8b_2x4096", 2, 4096);
-    add_gpu_bench("llama8b_1x8192", 1, 8192);
-    add_gpu_bench("llama8b_1x16384", 1, 16384);
-    add_gpu_bench("llama8b_1x32768", 1, 32768);
-    for (const auto& [name, batch, length] : {std::tuple<const char*, int64_t, int64_t>{"llama1b_8x1024_d64", 8, 1024},
-                                              {"llama1b_2x4096_d64", 2, 4096},
-                                              {"llama1b_1x16384_d64", 1, 16384}})
-        add_gpu_bench(name, batch, length, 32, 8, 64);
-    add_gpu_bench("h8_kv4_8x4096_d64", 8, 4096, 8, 4, 64);
+    add_gpu_benches();
 }
 
 }  // namespace lc::testing

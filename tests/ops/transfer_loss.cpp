@@ -98,11 +98,11 @@ void add_window(const std::string& name, WindowKind window) {
 }
 
 // A micro-batch of stage 1: q, k, v and target are [B,T,H,D] in memory. Counted as in hybrid_attention.cpp.
-void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
+void add_gpu_bench(const char* variant, int64_t batch, int64_t length, int64_t head_dim = llama8b::kHeadDim) {
     using namespace llama8b;
     OpCase c = make(variant, {.length = length,
                               .spec = spec_of(WindowKind::terraced, kWindow),
-                              .d = kHeadDim,
+                              .d = head_dim,
                               .f = kMapSize,
                               .heads = kHeads,
                               .kv_heads = kKvHeads,
@@ -112,7 +112,8 @@ void add_gpu_bench(const char* variant, int64_t batch, int64_t length) {
         for (int i = 0; i < 4; ++i) in[i] = permute(in[i], {0, 2, 1, 3});
         return run(in);
     };
-    const double rows = static_cast<double>(batch * length * kHeads), d = kHeadDim, shared = 1.0 * kKvHeads / kHeads;
+    const double rows = static_cast<double>(batch * length * kHeads), d = static_cast<double>(head_dim);
+    const double shared = 1.0 * kKvHeads / kHeads;
     const double fm = 2 * d * kMapSize, mm = 2 * d * 2 * kMapSize;
     // Two sweeps: q, k, v, target -> dN, dWq; then q, k, v, dN -> dWk; four f32 row scalars.
     c.forward = {.flops = rows * (6 * fm + 7 * mm), .numbers = rows * d * (5 + 4 * shared), .bytes = rows * 16};
@@ -167,6 +168,7 @@ LC_OP_CASES(transfer_loss) {
     add_gpu_bench("llama8b_8x1024_w64", llama8b::kBatch, llama8b::kLength);
     add_gpu_bench("llama8b_1x1024_w64", 1, 1024);
     add_gpu_bench("llama8b_1x32768_w64", 1, 32768);
+    add_gpu_bench("llama1b_8x1024_w64_d64", 8, 1024, 64);
 }
 
 }  // namespace lc::testing
