@@ -64,33 +64,27 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
     extern __shared__ __align__(kTileAlignment) unsigned char shared[];
     const KeysRoom<D, true> room{reinterpret_cast<__nv_bfloat16*>(shared)};
     KeysBarriers& barriers = room.barriers();
-    // f(head, adds) for the heads of this thread block.
+    if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head_of<true>(args, 0), room, barriers);
+    __syncwarp();
+    __syncthreads();
+    // f(head, turn) for the heads of this thread block.
     const auto each_head = [&](auto&& f) {
 #pragma unroll 1
-        for (int i = 0; i < args.heads_together; ++i) {
-            const FusedHead head = head_of<true>(args, i);
-            __syncwarp();
-            if (i > 0) named_sync<kKeysThreads>(kBlockBarrier);  // all are done with barriers and tiles
-            if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head, room, barriers);
-            __syncwarp();
-            // Each role has this code at another place: synccheck calls that divergent.
-            named_sync<kKeysThreads>(kBlockBarrier);
-            f(head, i > 0);
-        }
+        for (int i = 0; i < args.heads_together; ++i) f(head_of<true>(args, i), i);
     };
     const int role = warpgroup_index();
     if (role == kMaps) {
         shrink_registers<88>();
-        each_head([&](const FusedHead& head, bool) { make_features(args, head, room, barriers); });
+        each_head([&](const FusedHead& head, int turn) { make_features(args, head, turn, room, barriers); });
     } else if (role == kSecond) {
         shrink_registers<104>();
-        each_head([&](const FusedHead& head, bool) { make_window(args, head, room, barriers); });
+        each_head([&](const FusedHead& head, int turn) { make_window(args, head, turn, room, barriers); });
     } else if (role == kGradients) {
         grow_registers<160>();
-        each_head([&](const FusedHead& head, bool adds) { make_gradients<D, kMap>(args, head, room, barriers, adds); });
+        each_head([&](const FusedHead& head, int turn) { make_gradients<D, kMap>(args, head, turn, room, barriers); });
     } else {
         grow_registers<160>();
-        each_head([&](const FusedHead& head, bool) { keep_state(args, head, room, barriers); });
+        each_head([&](const FusedHead& head, int turn) { keep_state(args, head, room, barriers, turn); });
     }
 #endif
 }

@@ -11,12 +11,11 @@ using hybrid_roles::Panel;
 
 // The second makes weights and their gradients in a walk with the window, phi_q in one without.
 enum Role { kMaps, kSecond, kGradients, kState, kRoles };
-enum NamedBarrier { kMapsBarrier = 1, kSecondBarrier, kGradientsBarrier, kStateBarrier, kBlockBarrier };
+enum NamedBarrier { kMapsBarrier = 1, kSecondBarrier, kGradientsBarrier };
 
 inline constexpr int kKeysThreads = kRoles * kWarpgroup;
 inline constexpr int kWarpsOfRole = kWarpgroup / kWarp;
-inline constexpr int kTotals = 4;             // places of t: one is read while two more are made
-inline constexpr int kBarrierBytes = 26 * 8;  // of KeysBarriers
+inline constexpr int kBarrierBytes = 27 * 8;  // of KeysBarriers
 
 // Where dk or dv goes.
 struct KeysOutput {
@@ -43,7 +42,7 @@ struct KeysTraits {
     using Map = WgmmaTile<D, kFusedMap>;
     using Copy = WgmmaTile<kFusedFeatures, D>;
     static constexpr int kNumbers = kWindow ? 4 : 1;  // of a row: dZ; 1 / Z, m, D / ties
-    static constexpr int kFloats = kTotals * kFusedFeatures + 2 * kNumbers * kFusedRows;
+    static constexpr int kFloats = kFusedFeatures + 2 * kNumbers * kFusedRows;
     static constexpr int kBytes = (4 + 2 * kKeyTiles) * Rows::kBytes + 2 * Map::kBytes + Copy::kBytes +
                                   kFeatureTiles * FeatureTile::kBytes + (kWindow ? 5 * Panel::kBytes : 0) +
                                   kFloats * static_cast<int>(sizeof(float)) + kBarrierBytes;
@@ -57,6 +56,7 @@ struct KeysBarriers {
     Barrier phi_q_full, phi_q_free, phi_k_full, phi_k_free, copy_full, copy_free;
     Barrier weights_full[2], weights_free,
         gradients_free;  // [next], [own]; both again, once dv and dk have left their places
+    Barrier maps_free;   // once for each head
 
     template <bool kWindow>
     __device__ void init() {
@@ -71,7 +71,7 @@ struct KeysBarriers {
         }
         phi_q_full.init(kWarpgroup), phi_q_free.init(kWarpgroup), phi_k_full.init(kWarpgroup);
         phi_k_free.init(kWarpgroup), copy_full.init(kWarpgroup), copy_free.init(kWarpgroup), weights_free.init(1),
-            gradients_free.init(1);
+            gradients_free.init(1), maps_free.init(kWarpsOfRole);
         fence_barriers();
     }
 };
@@ -103,10 +103,10 @@ struct KeysRoom {
     __device__ __forceinline__ Panel weights(int own) const { return panel(own); }
     __device__ __forceinline__ Panel score_gradients(int own) const { return panel(2 + own); }
     __device__ __forceinline__ Panel du() const { return kWindow ? panel(4) : Panel{phi_k().data}; }
-    __device__ __forceinline__ float* t(int stage) const {
-        return reinterpret_cast<float*>(panel(kWindow ? 5 : 0).data) + stage * kFusedFeatures;
+    __device__ __forceinline__ float* t() const { return reinterpret_cast<float*>(panel(kWindow ? 5 : 0).data); }
+    __device__ __forceinline__ float* dz(int stage) const {
+        return t() + kFusedFeatures + stage * Tr::kNumbers * kFusedRows;
     }
-    __device__ __forceinline__ float* dz(int stage) const { return t(kTotals) + stage * Tr::kNumbers * kFusedRows; }
     __device__ __forceinline__ float* inverse(int stage) const { return dz(stage) + kFusedRows; }
     __device__ __forceinline__ float* high(int stage) const { return dz(stage) + 2 * kFusedRows; }
     __device__ __forceinline__ float* max_part(int stage) const { return dz(stage) + 3 * kFusedRows; }
@@ -114,27 +114,37 @@ struct KeysRoom {
 };
 
 // The steps of a walk, c = from .. to: what each does, and which stages and parities of barriers it has. Before dphi_k of a far step T
-// gets the rows of block c + 2, but in the first step with a window, where it begins with them.
+// gets the rows of block c + 2, but in the first step with a window, where it begins with them. The turns of barriers go on over the
+// heads that a thread block walks, as if it were one walk.
 template <bool kWindow>
 struct KeysWalk {
     int blocks, from, to;
 
-    __device__ KeysWalk(const FusedHead& head, int blocks)
-        : blocks(blocks), from(blocks - (kWindow ? 1 : 3) - head.first), to(blocks - (kWindow ? 0 : 2) - head.last) {}
+    // `turn`: how many heads this thread block has walked before.
+    __device__ __forceinline__ KeysWalk(const FusedHead& head, int blocks, int turn = 0)
+        : blocks(blocks), from(blocks - (kWindow ? 1 : 3) - head.first), to(blocks - (kWindow ? 0 : 2) - head.last) {
+        const auto turn_of_0 = [&](int first) { return first + turn * max(first - to + 1, 0); };
+        rows_ = turn_of_0(from + (kWindow ? 1 : 2)), steps_ = turn_of_0(from);
+        fars_ = kWindow ? turn_of_0(min(from, blocks - 3)) : steps_;
+        growths_ = kWindow ? turn_of_0(min(from - 1, blocks - 3)) : steps_;
+    }
 
     __device__ __forceinline__ bool is_far(int c) const { return !kWindow || c + 2 < blocks; }
     __device__ __forceinline__ bool takes_rows(int c) const { return !kWindow || c < from; }
-    __device__ __forceinline__ int step(int c) const { return from - c; }
+    __device__ __forceinline__ int step(int c) const { return steps_ - c; }
     // Of q and dN of block b.
-    __device__ __forceinline__ int row_turn(int b) const { return from + (kWindow ? 1 : 2) - b; }
+    __device__ __forceinline__ int row_turn(int b) const { return rows_ - b; }
     __device__ __forceinline__ int row_stage(int b) const { return row_turn(b) % 2; }
     __device__ __forceinline__ int row_parity(int b) const { return row_turn(b) / 2 % 2; }
     // Of k and v.
     __device__ __forceinline__ int key_stage(int c) const { return kWindow ? 0 : step(c) % 2; }
     __device__ __forceinline__ int key_parity(int c) const { return kWindow ? step(c) % 2 : step(c) / 2 % 2; }
     // Of features, and of T's copy. -1, whose parity is 1, before the first.
-    __device__ __forceinline__ int far_turn(int c) const { return kWindow ? min(from, blocks - 3) - c : step(c); }
-    __device__ __forceinline__ int growth(int c) const { return kWindow ? min(from - 1, blocks - 3) - c : step(c); }
+    __device__ __forceinline__ int far_turn(int c) const { return fars_ - c; }
+    __device__ __forceinline__ int growth(int c) const { return growths_ - c; }
+
+  private:
+    int rows_, steps_, fars_, growths_;  // the turn of block 0
 };
 
 // The i-th head of this thread block.
@@ -147,6 +157,12 @@ __device__ __forceinline__ FusedHead head_of(const KeysArgs& args, int i) {
     head.item = item, head.b = item / s.heads, head.h = static_cast<int>(item % s.heads);
     head.hk = head.h / (s.heads / s.kv_heads), head.hs = head.h / (s.heads / s.maps);
     return head;
+}
+
+// Instead of reading dN of block b. By all threads of a role.
+__device__ __forceinline__ void skip_upstream(KeysBarriers& barriers, const KeysWalk<true>& walk, int b) {
+    barriers.dn_full[walk.row_stage(b)].wait(walk.row_parity(b));
+    barriers.dn_free[walk.row_stage(b)].arrive();
 }
 
 // phi of the rows of x into a tile: is_free() returns once the readers of what is there are done.
@@ -169,10 +185,11 @@ __device__ __forceinline__ void make_phi(const WgmmaTile<kFusedRows, D>& x, cons
 
 // The maps' role in a walk with the window: phi_q(c + 2), then phi_k(c), in one tile.
 template <int D>
-__device__ __forceinline__ void make_features(const KeysArgs& args, const FusedHead& head,
+__device__ __forceinline__ void make_features(const KeysArgs& args, const FusedHead& head, int turn,
                                               const KeysRoom<D, true>& room, KeysBarriers& barriers) {
     static_assert(KeysTraits<D, true>::kFeatureTiles == 1);
-    const KeysWalk<true> walk(head, args.in.shape.blocks);
+    const KeysWalk<true> walk(head, args.in.shape.blocks, turn);
+    if (turn > 0) barriers.maps_free.wait((turn - 1) & 1);
     load_map<D, kWarpgroup>(room.map(0), args.in.wq, head.h, threadIdx.x % kWarpgroup);
     load_map<D, kWarpgroup>(room.map(1), args.in.wk, head.hs, threadIdx.x % kWarpgroup);
     fence_async_proxy();
@@ -205,6 +222,12 @@ __device__ __forceinline__ void make_features(const KeysArgs& args, const FusedH
                 release(x_free);
             }
         }
+    for (int b = walk.to + 1; b >= walk.to;
+         --b) {  // rows of no block of keys: released all the same, for the next head's
+        barriers.q_full[walk.row_stage(b)].wait(walk.row_parity(b));
+        release(barriers.q_free[walk.row_stage(b)]);
+        skip_upstream(barriers, walk, b);
+    }
 }
 
 #endif

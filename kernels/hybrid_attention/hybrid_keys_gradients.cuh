@@ -77,7 +77,7 @@ __device__ __forceinline__ void store_dwk(const float (&dwk)[D / 2], float* part
         part[(i / 4 * 8 + 2 * quad_lane() + i % 2) * kFusedMap + accumulator_row() + i / 2 % 2 * 8] = dwk[i];
 }
 
-// Head `h` of dk and dv; `adds`: to what a query head before has left there, whose stores this thread has waited for.
+// Head `h` of dk and dv; `adds`: to what a query head before has left there.
 struct KeysPlace {
     int h;
     bool adds;
@@ -95,6 +95,7 @@ template <int D>
 __device__ __forceinline__ void store_keys(const FusedHead& head, const KeysPlace& place, const KeysOutput& to, int c,
                                            const Panel& staged) {
     if (!to.wanted) return;
+    if (place.adds) store_wait();  // that head's stores: long done
     const int t = c * kFusedRows, b = static_cast<int>(head.b);
     constexpr int kPanel = WgmmaTile<kFusedRows, D>::kPanel;
     if (place.adds) {
@@ -119,13 +120,13 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
         barriers.v_full[0].wait(parity);
         if constexpr (kFar) {
             barriers.copy_full.wait(walk.far_turn(c) & 1);
-            begin_dphi(g, room.t(walk.far_turn(c) % kTotals));
+            begin_dphi(g, room.t());
             wgmma_fence();
             add_dphi<D>(g, room.v(0), room.copy());
             wgmma_commit();
         }
-        if (leads && c < walk.from) {
-            store_wait_read();  // dk of block c + 1 has left, and dv
+        if (leads && walk.step(c) > 0) {
+            store_wait_read();  // dk of the block before has left, and dv
             if (!kMap) barriers.weights_free.arrive();
             barriers.gradients_free.arrive();
         }
@@ -183,9 +184,11 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
     accumulate<D>(dv, room.weights(1), room.dn(own));
     if constexpr (!kMap) accumulate<D>(dk, room.score_gradients(1), room.q(own));
     wgmma_commit();
+    wgmma_wait<1>();  // the copy of block c - 1 takes these places
+    release(barriers.dn_free[next]);
+    if constexpr (!kMap) release(barriers.q_free[next]);
     wgmma_wait<0>();
     wgmma_settle(dv);
-    release(barriers.dn_free[next]);
     if constexpr (kMap) {
         if constexpr (kFar) wgmma_settle(dwk);
         named_sync<kWarpgroup>(kGradientsBarrier);
@@ -210,9 +213,9 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
         }
         __syncwarp();
         wgmma_wait<0>();
+        release(barriers.q_free[next]);
     }
     wgmma_settle(dk);
-    release(barriers.q_free[next]);
     named_sync<kWarpgroup>(kGradientsBarrier);
     if constexpr (!kMap) stage_keys<D>(args.dv, room.weights(0), dv);
     stage_keys<D>(args.dk, room.score_gradients(0), dk);
@@ -227,17 +230,20 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
 }
 
 template <int D, bool kMap>
-__device__ __forceinline__ void make_gradients(const KeysArgs& args, const FusedHead& head,
-                                               const KeysRoom<D, true>& room, KeysBarriers& barriers, bool adds) {
-    const KeysWalk<true> walk(head, args.in.shape.blocks);
-    const KeysPlace place{head.h / (args.in.shape.heads / args.key_heads), adds};
+__device__ __forceinline__ void make_gradients(const KeysArgs& args, const FusedHead& head, int turn,
+                                               const KeysRoom<D, true>& room, KeysBarriers& barriers) {
+    const KeysWalk<true> walk(head, args.in.shape.blocks, turn);
+    const KeysPlace place{head.h / (args.in.shape.heads / args.key_heads), turn > 0};
     float dwk[D / 2] = {};
     int c = walk.from;
     for (; c >= walk.to && !walk.is_far(c); --c)
         make_gradient<D, kMap, false>(args, head, room, barriers, walk, place, c, dwk);
     for (; c >= walk.to; --c) make_gradient<D, kMap, true>(args, head, room, barriers, walk, place, c, dwk);
     if (kMap) store_dwk<D>(dwk, args.dwk_parts + (head.item * args.in.shape.segments + head.segment) * D * kFusedMap);
-    if (threadIdx.x % kWarpgroup == 0) store_wait();
+    release(barriers.q_free[walk.row_stage(walk.to)]);
+    release(barriers.dn_free[walk.row_stage(walk.to)]);
+    release(barriers.maps_free);
+    if (turn + 1 == args.heads_together && threadIdx.x % kWarpgroup == 0) store_wait();
 }
 
 }  // namespace lc::kernels::hybrid_keys

@@ -18,7 +18,7 @@ struct KeysCopies {
     const KeysWalk<kWindow>& walk;
 
     __device__ __forceinline__ void begin() const {
-        rows(walk.from + (kWindow ? 1 : 2)), keys(walk.from), values(walk.from);
+        keys(walk.from), values(walk.from), rows(walk.from + (kWindow ? 1 : 2));
         if (kWindow) rows(walk.from);
     }
     // q, dN and dZ of block b; zeros behind the last.
@@ -55,27 +55,23 @@ struct KeysCopies {
     }
 };
 
-// T^T [D,F'] in registers, 64 of D in each panel, and t [F'] in shared memory.
+// T^T [D,F'] in registers, 64 of D in each panel, and this thread's element of t [F'].
 template <int D>
 struct KeysState {
     static constexpr int kPanels = D / 64;
-    float sums[kPanels][kFusedFeatures / 2] = {};
+    float sums[kPanels][kFusedFeatures / 2] = {}, total = 0;
 
-    // From [F',D] and [F'] in memory, or zeros; t, in all places, is visible after the next barrier.
-    __device__ __forceinline__ void begin(const float* starts, float* t) {
-        const int feature = threadIdx.x % kWarpgroup;
-        const float total = starts ? starts[kFusedFeatures * D + feature] : 0.0f;
-#pragma unroll
-        for (int i = 0; i < kTotals; ++i) t[i * kFusedFeatures + feature] = total;
+    // From [F',D] and [F'] in memory, or zeros.
+    __device__ __forceinline__ void begin(const float* starts) {
         if (!starts) return;
+        total = starts[kFusedFeatures * D + threadIdx.x % kWarpgroup];
 #pragma unroll
         for (int p = 0; p < kPanels; ++p)
             hybrid_roles::each_state<D>(sums[p], p, [&](float& x, int place) { x = starts[place]; });
     }
-    // += dN^T phi_q; t = before + weight^T phi_q.
+    // += dN^T phi_q; t += weight^T phi_q.
     template <class Weight>
-    __device__ __forceinline__ void add(const WgmmaTile<kFusedRows, D>& dn, const FeatureTile& phi, Weight&& weight,
-                                        const float* before, float* t) {
+    __device__ __forceinline__ void add(const WgmmaTile<kFusedRows, D>& dn, const FeatureTile& phi, Weight&& weight) {
         const WgmmaDescriptor features = mn_major(phi);
         wgmma_fence();
 #pragma unroll
@@ -88,14 +84,14 @@ struct KeysState {
         wgmma_commit();
         hybrid_roles::ColumnSums more;
         more.add(phi, weight);
-        const int feature = threadIdx.x % kWarpgroup;
-        t[feature] = before[feature] + more.total();
+        total += more.total();
         wgmma_wait<0>();
 #pragma unroll
         for (int p = 0; p < kPanels; ++p) wgmma_settle(sums[p]);
     }
-    // The copy of T, rounded.
-    __device__ __forceinline__ void publish(const WgmmaTile<kFusedFeatures, D>& copy) const {
+    // The copy of T, rounded, and t.
+    __device__ __forceinline__ void publish(const WgmmaTile<kFusedFeatures, D>& copy, float* t) const {
+        t[threadIdx.x % kWarpgroup] = total;
 #pragma unroll
         for (int p = 0; p < kPanels; ++p) {
             const WgmmaTile<kFusedFeatures, 64> panel{copy.data + p * copy.kPanel};
@@ -116,11 +112,13 @@ __device__ __forceinline__ void begin_walk(const KeysArgs& args, const FusedHead
 
 template <int D, bool kWindow>
 __device__ __forceinline__ void keep_state(const KeysArgs& args, const FusedHead& head,
-                                           const KeysRoom<D, kWindow>& room, KeysBarriers& barriers) {
+                                           const KeysRoom<D, kWindow>& room, KeysBarriers& barriers, int turn = 0) {
     const FusedShape& s = args.in.shape;
-    const KeysWalk<kWindow> walk(head, s.blocks);
+    const KeysWalk<kWindow> walk(head, s.blocks, turn);
     const KeysCopies<D, kWindow> copies{args, head, room, barriers, walk};
     const bool leads = threadIdx.x % kWarpgroup == 0;
+    if (leads && turn > 0) copies.begin();
+    __syncwarp();
     const auto begin_step = [&](int c) {
         if (leads) {
             if (kWindow && c < walk.from) copies.values(c), copies.keys(c);
@@ -138,20 +136,16 @@ __device__ __forceinline__ void keep_state(const KeysArgs& args, const FusedHead
     int c = walk.from;
     for (; c >= walk.to && !walk.is_far(c); --c) {
         begin_step(c);
-        if (walk.takes_rows(c)) {
-            barriers.dn_full[walk.row_stage(c + 2)].wait(walk.row_parity(c + 2));
-            barriers.dn_free[walk.row_stage(c + 2)].arrive();
-        }
+        if constexpr (kWindow)
+            if (walk.takes_rows(c)) skip_upstream(barriers, walk, c + 2);
         end_step(c);
     }
     KeysState<D> state;
-    state.begin(
-        head.segment == 0 ? nullptr : args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>,
-        room.t(0));
-    named_sync<kWarpgroup>(kStateBarrier);
+    state.begin(head.segment == 0 ? nullptr
+                                  : args.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>);
     const auto publish = [&](int c) {
         barriers.copy_free.wait((walk.far_turn(c) - 1) & 1);
-        state.publish(room.copy());
+        state.publish(room.copy(), room.t());
         fence_async_proxy();
         barriers.copy_full.arrive();
     };
@@ -161,18 +155,19 @@ __device__ __forceinline__ void keep_state(const KeysArgs& args, const FusedHead
     }
     for (; c >= walk.to; --c) {
         begin_step(c);
-        const int stage = walk.row_stage(c + 2), turn = walk.far_turn(c);
+        const int stage = walk.row_stage(c + 2);
         barriers.dn_full[stage].wait(walk.row_parity(c + 2));
         barriers.phi_q_full.wait(walk.growth(c) & 1);
         const auto weight = [&](int row) {  // dZ, or where phi_q is over Z, dZ Z
             return kWindow ? __fdividef(room.dz(stage)[row], room.inverse(stage)[row]) : room.dz(stage)[row];
         };
-        state.add(room.dn(stage), room.phi_q(), weight, room.t((turn + kTotals - 1) % kTotals), room.t(turn % kTotals));
+        state.add(room.dn(stage), room.phi_q(), weight);
         barriers.phi_q_free.arrive();
         barriers.dn_free[stage].arrive();
         publish(c);
         end_step(c);
     }
+    if constexpr (kWindow) skip_upstream(barriers, walk, walk.to + 1), skip_upstream(barriers, walk, walk.to);
 }
 
 }  // namespace lc::kernels::hybrid_keys

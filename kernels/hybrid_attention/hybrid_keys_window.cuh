@@ -66,9 +66,9 @@ struct WeightRows {
 };
 
 template <int D>
-__device__ __forceinline__ void make_window(const KeysArgs& args, const FusedHead& head, const KeysRoom<D, true>& room,
-                                            KeysBarriers& barriers) {
-    const KeysWalk<true> walk(head, args.in.shape.blocks);
+__device__ __forceinline__ void make_window(const KeysArgs& args, const FusedHead& head, int turn,
+                                            const KeysRoom<D, true>& room, KeysBarriers& barriers) {
+    const KeysWalk<true> walk(head, args.in.shape.blocks, turn);
     const float scale = args.in.shape.scale;
     const float log_gamma = log2f(fmaxf(DeviceMix(args.in.mix_logit, args.in.spec, head.h).gamma, kLeastGamma));
     for (int c = walk.from; c >= walk.to; --c) {
@@ -109,6 +109,8 @@ __device__ __forceinline__ void make_window(const KeysArgs& args, const FusedHea
         fence_async_proxy();
         barriers.weights_full[1].arrive();
     }
+    release(barriers.q_free[walk.row_stage(walk.to)]);
+    barriers.dn_free[walk.row_stage(walk.to)].arrive();
 }
 
 }  // namespace lc::kernels::hybrid_keys

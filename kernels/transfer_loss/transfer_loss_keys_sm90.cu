@@ -63,7 +63,7 @@ __device__ __forceinline__ void make_map_gradient(const KeysArgs& args, const Ke
         float g[kFusedFeatures / 2];
         barriers.v_full[stage].wait(parity);
         barriers.copy_full.wait(turn);
-        begin_dphi(g, room.t(walk.step(c) % kTotals));
+        begin_dphi(g, room.t());
         wgmma_fence();
         add_dphi<D>(g, room.v(stage), room.copy());
         wgmma_commit();
