@@ -15,7 +15,7 @@ using models::DecoderLayer;
 
 AttentionTransfer::AttentionTransfer(models::Decoder& decoder, const PackedChunks& validation, int64_t eval_batch,
                                      bool fp8)
-    : decoder_(decoder), teacher_(decoder), validation_(validation), eval_batch_(eval_batch) {
+    : decoder_(decoder), teacher_(decoder), validation_(validation), eval_batch_(eval_batch), side_(decoder.device()) {
     if (fp8) teacher_.encode_projections(models::WeightCode::fp8, true);
     for (int64_t l = 0; l < decoder.num_layers(); ++l)
         if (decoder.layer(l).linearized) layers_.push_back(l);
@@ -30,24 +30,28 @@ std::vector<ParameterGroup> AttentionTransfer::groups() const {
     return groups;
 }
 
-std::vector<Tensor> AttentionTransfer::walk(const Tensor& ids, double factor, bool train) const {
+Tensor AttentionTransfer::walk(const Tensor& ids, double factor, bool train) {
     const kernels::LinearizedSpec spec = decoder_.attention()->kernel_spec();
-    std::vector<Tensor> losses;
+    const auto converted = static_cast<int64_t>(layers_.size());
+    Tensor losses;
+    int64_t done = 0;
     const NoGrad frozen;
     Tensor h = teacher_.embed(ids);
-    for (int64_t l = 0; losses.size() < layers_.size(); ++l) {
+    for (int64_t l = 0; done < converted; ++l) {
         const ProfileRange range("layer", l);
         const DecoderLayer& layer = decoder_.layer(l);
         const models::Qkv qkv = teacher_.project(l, h);
         const Tensor target = teacher_.attend(l, qkv, AttentionMode::Softmax);
-        if (layer.linearized) {
+        const cuda::SideWork student(side_, [&] {
+            if (!layer.linearized) return;
             const ProfileZone zone("transfer_loss");
             const GradModeGuard learning(train);
             const Tensor loss = transfer_loss(qkv.q, qkv.k, qkv.v, target, layer.maps, layer.mix_logit, spec, factor);
             if (train) backward(loss);
-            losses.push_back(loss.detach());
-        }
-        if (losses.size() < layers_.size()) h = teacher_.finish(l, h, target);
+            if (!losses.defined()) losses = Tensor::empty({converted}, loss.dtype(), loss.device());
+            losses.sliced(0, done++, 1).copy_from(loss.reshaped({1}));
+        });
+        if (done < converted) h = teacher_.finish(l, h, target);
     }
     return losses;
 }
@@ -56,10 +60,12 @@ StepLoss AttentionTransfer::accumulate(std::span<const Batch> micro_batches) {
     const double share = 1.0 / static_cast<double>(micro_batches.size());
     const double factor = kTransferFactor / static_cast<double>(layers_.size());
     StepLoss result{0, std::vector<double>(layers_.size())};
-    std::vector<std::vector<Tensor>> losses;
+    std::vector<Tensor> losses;
     for (const Batch& batch : micro_batches) losses.push_back(walk(batch.ids, factor * share, true));
-    for (const std::vector<Tensor>& of_batch : losses)
-        for (size_t i = 0; i < of_batch.size(); ++i) result.layer_losses[i] += of_batch[i].item() / factor;
+    for (const Tensor& of_batch : losses) {
+        const std::vector<double> values = of_batch.to_vector<double>();
+        for (size_t i = 0; i < values.size(); ++i) result.layer_losses[i] += values[i] / factor;
+    }
     result.loss = factor * std::accumulate(result.layer_losses.begin(), result.layer_losses.end(), 0.0);
     return result;
 }
@@ -71,9 +77,9 @@ Validation AttentionTransfer::evaluate(const StopCheck& stop) {
         throw_if_stopped(stop);
         std::vector<int64_t> chunks(static_cast<size_t>(std::min(eval_batch_, n - begin)));
         std::iota(chunks.begin(), chunks.end(), begin);
-        const std::vector<Tensor> losses = walk(make_batch(validation_, chunks).ids, 1.0, false);
+        const std::vector<double> losses = walk(make_batch(validation_, chunks).ids, 1.0, false).to_vector<double>();
         const double share = static_cast<double>(chunks.size()) / static_cast<double>(n);
-        for (size_t i = 0; i < losses.size(); ++i) result.layer_losses[i] += losses[i].item() * share;
+        for (size_t i = 0; i < losses.size(); ++i) result.layer_losses[i] += losses[i] * share;
     }
     const double factor = kTransferFactor / static_cast<double>(layers_.size());
     result.loss = factor * std::accumulate(result.layer_losses.begin(), result.layer_losses.end(), 0.0);

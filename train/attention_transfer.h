@@ -4,8 +4,10 @@
 //   loss = 1000 / M' * sum over converted layers of mean((y - y*)^2)       y, y* [B,H,T,D] before o_proj
 //
 // Teacher forcing: each layer hands the teacher's output on, so the layers are independent problems and no more than
-// one layer's tape is alive. The walk ends at the last converted layer, whose o_proj and MLP nobody needs.
+// one layer's tape is alive. What a layer learns is nobody's input, so on a GPU the student works beside the rest of the layer
+// and is waited for at its end. The walk ends at the last converted layer, whose o_proj and MLP nobody needs.
 #pragma once
+#include "core/cuda/side_work.h"
 #include "train/stage.h"
 
 namespace lc::train {
@@ -26,15 +28,16 @@ class AttentionTransfer final : public Stage {
     Validation evaluate(const StopCheck& stop) override;
 
   private:
-    // factor * MSE of each converted layer for one micro-batch. With `train`, gradients of their sum are added. The losses stay
-    // where they were made: reading one waits for the device.
-    std::vector<Tensor> walk(const Tensor& ids, double factor, bool train) const;
+    // factor * MSE of each converted layer for one micro-batch, [M']. With `train`, gradients of their sum are added. The losses stay
+    // where they were made: reading them waits for the device.
+    Tensor walk(const Tensor& ids, double factor, bool train);
 
     models::Decoder& decoder_;
     models::Decoder teacher_;  // shares all tensors with decoder_, but for codes in place of its weights
     const PackedChunks& validation_;
     int64_t eval_batch_;
     std::vector<int64_t> layers_;  // the converted ones
+    cuda::SideQueue side_;         // of the student
 };
 
 // gamma = sigmoid(window factor), the mean over the heads of each converted layer; empty for pure linear attention.

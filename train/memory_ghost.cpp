@@ -16,15 +16,15 @@ int64_t allocated_bytes(int64_t bytes, DeviceType device) {
 }
 
 Ledger::Hold::Hold(Ledger& ledger, int64_t bytes, Owner owner)
-    : ledger_(ledger), bytes_(allocated_bytes(bytes, ledger.device_)), owner_(owner) {
-    Count& count = ledger_.classes_[bytes_];
+    : ledger_(ledger), bytes_(allocated_bytes(bytes, ledger.device_)), owner_(owner), stream_(ledger.stream_) {
+    Count& count = ledger_.classes_[{stream_, bytes_}];
     count.most = std::max(count.most, ++count.now);
     ledger_.total_ += bytes_;
     ledger_.add(owner_, bytes_);
 }
 
 Ledger::Hold::~Hold() {
-    --ledger_.classes_[bytes_].now;
+    --ledger_.classes_[{stream_, bytes_}].now;
     ledger_.total_ -= bytes_;
     ledger_.add(owner_, -bytes_);
 }
@@ -52,7 +52,7 @@ void Ledger::add(Owner owner, int64_t bytes) {
 
 int64_t Ledger::reserved() const {
     int64_t bytes = 0;
-    for (const auto& [size, count] : classes_) bytes += size * count.most;
+    for (const auto& [key, count] : classes_) bytes += key.second * count.most;
     return bytes;
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
@@ -55,15 +56,29 @@ class Ledger {
         Ledger& ledger_;
         int64_t bytes_;
         Owner owner_;
+        int stream_;
         int saved_ = 0;
     };
     using Block = std::shared_ptr<Hold>;
     Block take(int64_t bytes, Owner owner) { return std::make_shared<Hold>(*this, bytes, owner); }
 
+    // While it lives, blocks are those of a second stream, whose cache is its own (core/cuda/side_work.h).
+    class Beside {
+      public:
+        Beside(Ledger& ledger, bool on) : ledger_(ledger), before_(ledger.stream_) { ledger.stream_ = on ? 1 : 0; }
+        ~Beside() { ledger_.stream_ = before_; }
+        Beside(const Beside&) = delete;
+        Beside& operator=(const Beside&) = delete;
+
+      private:
+        Ledger& ledger_;
+        int before_;
+    };
+
     int64_t peak() const { return peak_; }
     const Bytes& at_peak() const { return at_peak_; }
     const Bytes& highest() const { return highest_; }  // of each owner, whenever that was
-    // In use or cached: for each size class, as many blocks as were ever in use together.
+    // In use or cached: for each stream and size class, as many blocks as were ever in use together.
     int64_t reserved() const;
 
   private:
@@ -75,7 +90,8 @@ class Ledger {
     DeviceType device_;
     Bytes in_use_{}, at_peak_{}, highest_{};
     int64_t total_ = 0, peak_ = 0;
-    std::map<int64_t, Count> classes_;
+    int stream_ = 0;
+    std::map<std::pair<int, int64_t>, Count> classes_;  // by stream and size
 };
 
 // Where the gradient of a tensor will lie. Leaves keep it, others until the node that made them has run backward.

@@ -225,7 +225,8 @@ Ghost Rehearsal::hidden(int64_t batch, bool linearized, bool checkpoint_layers) 
 
 // --- train/attention_transfer.cpp ---
 
-void Rehearsal::transfer_loss(const Layer& layer, const Qkv& x, bool train) {
+void Rehearsal::student(const Layer& layer, const Qkv& x, bool train, int64_t converted, Ghost& losses) {
+    const Ledger::Beside beside(ledger_, device_ == DeviceType::cuda);
     const GhostTape::Recording learning(tape_, train);
     Ghost loss = tape_.make(1, DType::f32);
     std::vector<Ghost> unit;  // the gradients that the forward makes
@@ -236,19 +237,22 @@ void Rehearsal::transfer_loss(const Layer& layer, const Qkv& x, bool train) {
     const auto workspace = attention_workspace(call, cuda_transfer_loss_workspace(call), is_fused_transfer_loss(call));
     tape_.run({.inputs = layer.maps, .saved = unit, .outputs = {&loss}, .forward = workspace});
     if (train) tape_.backward({loss});
+    if (!losses.defined()) losses = tape_.make(converted, DType::f32);
 }
 
 void Rehearsal::walk(int64_t batch, bool train) {
     const GhostTape::Recording frozen(tape_, false);
     batch_ = batch, rows_ = batch * input_.seq_len, multiplies_codes_ = has_codes();
     const auto is_converted = [](const Layer& layer) { return !layer.maps.empty(); };
-    auto left = std::ranges::count_if(layers_, is_converted);
+    const int64_t converted = std::ranges::count_if(layers_, is_converted);
+    int64_t left = converted;
+    Ghost losses;
     Ghost h = embed(rows_);
     for (size_t l = 0; left > 0; ++l) {
         const Layer& layer = layers_[l];
         const Qkv qkv = project(layer, h);
         const Ghost target = attend(layer, qkv, false);
-        if (is_converted(layer)) transfer_loss(layer, qkv, train), --left;
+        if (is_converted(layer)) student(layer, qkv, train, converted, losses), --left;
         if (left > 0) h = finish(layer, h, target);
     }
     multiplies_codes_ = false;

@@ -85,7 +85,7 @@ class Rehearsal {
     Ghost block(const Layer& layer, const Ghost& h, bool linearized);
     Ghost checkpoint(const Layer& layer, const Ghost& h, bool linearized);
     Ghost hidden(int64_t batch, bool linearized, bool checkpoint_layers);
-    void transfer_loss(const Layer& layer, const Qkv& qkv, bool train);
+    void student(const Layer& layer, const Qkv& qkv, bool train, int64_t converted, Ghost& losses);
     void walk(int64_t batch, bool train);
     void learn();
     void chunk_losses(bool linearized);

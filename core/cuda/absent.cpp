@@ -29,7 +29,7 @@ void copy_strided(const TensorView&, const TensorView&, Stream) { refuse(); }
 void fill(const TensorView&, double, Stream) { refuse(); }
 void fill_normal(const TensorView&, double, const Random&, Stream) { refuse(); }
 
-OwnedStream::OwnedStream(int) { refuse(); }
+OwnedStream::OwnedStream(int, Priority) { refuse(); }
 OwnedStream::~OwnedStream() = default;
 Event::Event(bool) { refuse(); }
 Event::~Event() = default;

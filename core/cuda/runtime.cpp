@@ -3,6 +3,7 @@
 #include <cuda_profiler_api.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -154,10 +155,14 @@ void copy_bytes(std::byte* to, const std::byte* from, int64_t bytes, Stream stre
     if (pageable(to) || pageable(from)) synchronize(stream);
 }
 
-OwnedStream::OwnedStream(int device_index) : stream_{{DeviceType::cuda, device_index}, nullptr} {
+OwnedStream::OwnedStream(int device_index, Priority priority) : stream_{{DeviceType::cuda, device_index}, nullptr} {
     make_current(stream_.device);
+    // Numbers fall as priorities rise. What a stream has by default is the lowest, so a normal one is a step above that.
+    int lowest = 0, highest = 0;
+    LC_CUDA(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    const int value = priority == Priority::low ? lowest : std::max(lowest - 1, highest);
     cudaStream_t handle = nullptr;
-    LC_CUDA(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking));
+    LC_CUDA(cudaStreamCreateWithPriority(&handle, cudaStreamNonBlocking, value));
     stream_.handle = handle;
 }
 OwnedStream::~OwnedStream() {

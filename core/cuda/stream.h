@@ -1,12 +1,17 @@
 // Streams and events with an owner, without a CUDA header. A build without CUDA refuses to make them.
 #pragma once
+#include <cstdint>
+
 #include "core/device.h"
 
 namespace lc::cuda {
 
+// Waiting kernels of a low stream get multiprocessors that no waiting kernel of a normal one wants.
+enum class Priority : uint8_t { normal, low };
+
 class OwnedStream {
   public:
-    explicit OwnedStream(int device_index);
+    explicit OwnedStream(int device_index, Priority priority = Priority::normal);
     ~OwnedStream();
     OwnedStream(const OwnedStream&) = delete;
     OwnedStream& operator=(const OwnedStream&) = delete;

@@ -2,8 +2,11 @@
 #include <cmath>
 #include <fstream>
 
+#include "autograd/node.h"
 #include "core/allocator.h"
+#include "core/profile.h"
 #include "tests/gpu/gpu.h"
+#include "tests/train/memory_cases.h"
 #include "tests/train/tiny.h"
 #include "train/attention_transfer.h"
 #include "train/next_token.h"
@@ -123,6 +126,29 @@ TEST_F(TrainOnGpu, PretrainingLearnsInBf16) {
     const auto losses = losses_of(scratch / "model", "pretrain");
     ASSERT_EQ(losses.size(), 30u);
     EXPECT_LT(losses.back(), 0.7 * losses.front());
+}
+
+// Zones that are timed do not overlap, so with a profile the student takes its turn.
+TEST_F(TrainOnGpu, AStudentBesideItsTeacherLearnsTheSameBits) {
+    PlanInput input{.config = test::config_of(4, 2, 64, true), .batch_size = 4, .seq_len = 512, .placement = kGpuBf16};
+    models::Decoder decoder = test::make_decoder(input);
+    const PackedChunks data = test::chunks_of(input, 8, false);
+    AttentionTransfer stage(decoder, data, 4);
+    const std::vector<Batch> batches{make_batch(data, std::vector<int64_t>{0, 1, 2, 3}),
+                                     make_batch(data, std::vector<int64_t>{4, 5, 6, 7})};
+    const auto learned = [&](bool in_turn) {
+        profile_enable(in_turn, kGpu);
+        std::vector<double> numbers = stage.accumulate(batches).layer_losses;
+        profile_enable(false);
+        for (models::NamedTensor parameter : decoder.feature_map_parameters()) {
+            const std::vector<double> gradient = grad_of(parameter.tensor).to_vector<double>();
+            numbers.insert(numbers.end(), gradient.begin(), gradient.end());
+            set_grad(parameter.tensor, {});
+        }
+        return numbers;
+    };
+    const std::vector<double> in_turn = learned(true);
+    for (int run = 0; run < 5; ++run) EXPECT_TRUE(learned(false) == in_turn) << "run " << run;
 }
 
 // Blocks come from the allocator's cache once two steps have been made.
