@@ -10,6 +10,7 @@
 #include "kernels/transfer_loss/transfer_loss.h"
 
 #include "core/profile.h"
+#include "kernels/common/cuda/elementwise.cuh"
 #include "kernels/hybrid_attention/hybrid_chunked.cuh"
 #include "kernels/transfer_loss/transfer_loss_fused.h"
 
@@ -61,10 +62,9 @@ __global__ void total_loss_kernel(const double* losses, int64_t count, double fa
     if (threadIdx.x == 0) loss.put(0, static_cast<float>(factor * sum));
 }
 
-__global__ void scale_kernel(Operand factor, Operand gradient, int64_t count, Operand out) {
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < count) out.put(i, factor.load(0) * gradient.load(i));
-}
+struct Product {
+    __device__ void operator()(const float (&in)[2], float (&out)[1]) const { out[0] = in[0] * in[1]; }
+};
 
 }  // namespace
 
@@ -109,12 +109,8 @@ void transfer_loss_cuda(const TransferLoss& args, const HybridAttentionForward& 
 }
 
 void transfer_loss_backward_cuda(const TransferLossBackward& args, Stream stream) {
-    const cudaStream_t queue = cuda::handle_of(stream);
-    const int64_t count = args.gradient.numel();
-    if (count == 0) return;
-    scale_kernel<<<grid_x(ceil_div(count, 256)), 256, 0, queue>>>(Operand(args.dloss), Operand(args.gradient), count,
-                                                                  Operand(args.out));
-    LC_LAUNCHED("transfer_loss", queue);
+    const TensorView dloss = broadcast(args.dloss, args.gradient.shape());
+    elementwise<2, 1>("transfer_loss", Product{}, {dloss, args.gradient}, {{args.out}}, stream);
 }
 
 }  // namespace lc::kernels
