@@ -8,7 +8,7 @@
 Runs `bench` as a subprocess first and takes shapes and times from the lines that it writes; then times, with the same
 rules (warm-up, L2 emptied before each sample, device events, medians), what one would write in PyTorch:
 
-    softmax_attention   scaled_dot_product_attention by FlashAttention and by cuDNN
+    softmax_attention   scaled_dot_product_attention by FlashAttention and by cuDNN; with a window, FlashAttention alone has a call
     hybrid_attention    the quadratic formula, eager and through torch.compile; so linear_attention and transfer_loss
     lora_linear, rms_norm, add_rms_norm, swiglu, linear_cross_entropy: eager and compiled
     layers              eager Llama layers with LoLCATs attention at the shapes of `bench e2e`: stage 1 and 2 in tokens/s
@@ -105,6 +105,13 @@ def sdpa(x):
     return F.scaled_dot_product_attention(x["q"], x["k"], x["v"], is_causal=not one_query, enable_gqa=True)
 
 
+def windowed_flash(x):
+    q, k, v = (x[name].transpose(1, 2) for name in "qkv")
+    length, seen = q.size(1), x["window"] - 1  # keys before a query's own
+    return torch.ops.aten._flash_attention_forward(q, k, v, None, None, length, length, 0.0, True, False,
+                                                   window_size_left=seen, window_size_right=0)[0].transpose(1, 2)
+
+
 def adapted(x):
     indices = sorted(name[1:] for name in x if name.startswith("w"))  # "" of one layer; "0", "1", .. of a group
     dtype = x["x"].dtype
@@ -125,6 +132,7 @@ REFERENCES = {
         Reference("SDPA flash", sdpa, "qkv", lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)),
         Reference("SDPA cuDNN", sdpa, "qkv", lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)),
     ],
+    "softmax_attention, window": lambda: [Reference("flash, window", windowed_flash, "qkv")],
     "hybrid_attention": lambda: eager_and_compiled(
         lambda x: quadratic_hybrid(x["q"], x["k"], x["v"], *maps(x)), "qkv"
     ),
@@ -143,6 +151,8 @@ REFERENCES = {
     ),
 }
 ATTENTION = ("softmax_attention", "hybrid_attention", "linear_attention", "transfer_loss")
+PROJECTED = ("llama8b", "llama1b", "h8_kv4", "mistral")  # variants whose tensors are as projections leave them
+WINDOW = re.compile(r"_window(\d+)$")  # of a variant's name: keys that a query sees
 WIDE = re.compile(r"^(wq|wk|mix_logit|weight|[ab]\d?)$")  # parameters that train: f32 beside bf16
 
 
@@ -159,9 +169,11 @@ def make_inputs(line, device, dtype):
         scale = 1 / math.sqrt(shape[-1]) if name in ("weight", "w", "wq", "wk") else 1.0
         x = torch.randn(shape, device=device) * scale
         x = x if wide else x.to(dtype)
-        if line["op"] in ATTENTION and name in ("q", "k", "v", "target") and line["variant"].startswith(("llama8b", "llama1b", "h8_kv4")):
-            x = x.transpose(1, 2)  # [B,T,H,D] in memory, as projections leave it
+        if line["op"] in ATTENTION and name in ("q", "k", "v", "target") and line["variant"].startswith(PROJECTED):
+            x = x.transpose(1, 2)  # [B,T,H,D] in memory
         inputs[name] = x
+    if window := WINDOW.search(line["variant"]):
+        inputs["window"] = int(window[1])
     return inputs
 
 
@@ -367,12 +379,13 @@ def main():
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
-    wanted = options.op.split(",") if options.op else list(REFERENCES)
+    wanted = options.op.split(",") if options.op else [op for op in REFERENCES if ", " not in op]
     words = ["ops", "--op", ",".join(wanted), "--min-seconds", str(options.min_seconds)]
     lines = run_bench(options, words + (["--variant", options.variant] if options.variant else []))
     print(f"{'op':<22} {'variant':<28} {'phase':<9} {'ours us':>12}  {'PyTorch':<20} {'us':>12} {'ratio':>8}")
     for line in lines:
-        for reference in REFERENCES.get(line["op"], list)():
+        kind = line["op"] + (", window" if WINDOW.search(line["variant"]) else "")
+        for reference in REFERENCES.get(kind, list)():
             if reference.joined and line["phase"] == "backward":
                 continue  # ours made these gradients in the forward; so does the reference's forward
             torch.compiler.reset()

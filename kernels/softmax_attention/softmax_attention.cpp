@@ -71,8 +71,7 @@ void softmax_attention_forward(const SoftmaxAttentionForward& given, Stream stre
     if constexpr (cuda::kBuilt)
         if (on_cuda("softmax_attention", args.q)) {
             if (!mma_applies(args, {args.y})) return softmax_attention_forward_cuda(args, stream);
-            if (args.window > 0 || !hopper_applies({args.q, args.k, args.v}))
-                return softmax_attention_forward_mma(args, stream);
+            if (!hopper_applies({args.q, args.k, args.v})) return softmax_attention_forward_mma(args, stream);
             return softmax_attention_forward_sm90(args, stream);
         }
     if (fast_applies(args)) return softmax_attention_forward_cpu(args);
@@ -95,8 +94,7 @@ void softmax_attention_backward(const SoftmaxAttentionBackward& given, Stream st
         if (on_cuda("softmax_attention", args.dy)) {
             const SoftmaxAttentionForward& f = args.forward;
             if (!mma_applies(f, {f.y, args.dy})) return softmax_attention_backward_cuda(args, stream);
-            if (f.window > 0 || !hopper_applies({f.q, f.k, f.v, args.dy}))
-                return softmax_attention_backward_mma(args, stream);
+            if (!hopper_applies({f.q, f.k, f.v, args.dy})) return softmax_attention_backward_mma(args, stream);
             return softmax_attention_backward_sm90(args, stream);
         }
     if (fast_applies(args.forward)) return softmax_attention_backward_cpu(args);

@@ -86,34 +86,41 @@ struct BackwardShared {
 template <int D>
 constexpr bool kRowsInRegisters = D == 128;
 
+__device__ __forceinline__ int first_keys(const QueryTile& tile) {
+    return tile.begin / kOther * kOther;
+}
+
 template <int D>
 __device__ __forceinline__ void produce_dq(const AttentionBackwardArgs& args, const BackwardShared<D>& shared,
                                            BackwardBarriers& barriers) {
     Turn<kStages> ring;
     int phase = 0;
-    for_each_query_tile(args.shape, [&](const QueryTile& tile) {
+    QueryTiles tiles(args.shape);
+    for (QueryTile tile; tiles.next(tile);) {
         barriers.owned_free.wait(phase ^ 1);
         barriers.owned_full.expect(2 * shared.owned(0).kBytes);
         copy_tile(shared.owned(0), args.q, tile.q0, tile.h, tile.b, barriers.owned_full);
         copy_tile(shared.owned(1), args.dy, tile.q0, tile.h, tile.b, barriers.owned_full);
         phase ^= 1;
-        for (int k0 = 0; k0 < tile.limit; k0 += kOther, ring.next()) {
+        for (int k0 = first_keys(tile); k0 < tile.limit; k0 += kOther, ring.next()) {
             barriers.free[ring.stage].wait(ring.phase ^ 1);
             barriers.full[ring.stage].expect(2 * shared.other(0, 0).kBytes);
             copy_tile(shared.other(ring.stage, 0), args.k, k0, tile.kv, tile.b, barriers.full[ring.stage]);
             copy_tile(shared.other(ring.stage, 1), args.v, k0, tile.kv, tile.b, barriers.full[ring.stage]);
         }
-    });
+    }
 }
 
 template <int D>
 __device__ __forceinline__ void consume_dq(const AttentionBackwardArgs& args, const BackwardShared<D>& shared,
                                            BackwardBarriers& barriers, int warpgroup) {
     const float factor = args.shape.scale * kLog2E;
-    const int cached = static_cast<int>(args.shape.cached), row = accumulator_row(), column = threadIdx.x % 4 * 2;
+    const int cached = static_cast<int>(args.shape.cached), window = static_cast<int>(args.shape.window);
+    const int row = accumulator_row(), column = threadIdx.x % 4 * 2;
     Turn<kStages> ring;
     int phase = 0;
-    for_each_query_tile(args.shape, [&](const QueryTile& tile) {
+    QueryTiles tiles(args.shape);
+    for (QueryTile tile; tiles.next(tile);) {
         const int q0 = tile.q0 + 64 * warpgroup;
         const float* rows = rows_of(args, tile.b, tile.h, q0) + row;
         const float shift[2] = {rows[0], rows[8]}, delta[2] = {rows[kOther], rows[kOther + 8]};
@@ -136,9 +143,10 @@ __device__ __forceinline__ void consume_dq(const AttentionBackwardArgs& args, co
         };
 
         int unreleased = -1;  // the stage that products under way may read
-        for (int k0 = 0; k0 < tile.limit; k0 += kOther, ring.next()) {
+        for (int k0 = first_keys(tile); k0 < tile.limit; k0 += kOther, ring.next()) {
             barriers.full[ring.stage].wait(ring.phase);
-            if (k0 > q0 + 63 + cached) {
+            const int ahead = q0 + cached - k0;  // key n is row r's own if n = r + ahead
+            if (ahead + 63 < 0 || ahead - window >= kOther - 1) {
                 release(barriers.free[ring.stage]);
                 continue;
             }
@@ -153,11 +161,17 @@ __device__ __forceinline__ void consume_dq(const AttentionBackwardArgs& args, co
             unreleased = ring.stage;
 #pragma unroll
             for (int i = 0; i < kOther / 2; ++i) s[i] = exp2_approx(fmaf(s[i], factor, -shift[i / 2 % 2]));
-            if (k0 + kOther - 1 > q0 + cached) {
-                const int last = q0 + row + cached - k0 - column;  // the first row sees key n if n <= last + column
+            if (kOther - 1 > ahead) {
+                const int last = row + ahead - column;  // the first row sees key n if n <= last + column
 #pragma unroll
                 for (int i = 0; i < kOther / 2; ++i)
                     if (i / 4 * 8 + i % 2 > last + i / 2 % 2 * 8) s[i] = 0;
+            }
+            if (63 + ahead >= window) {
+                const int hidden = row + ahead - window - column;  // its window hides key n if n <= hidden + column
+#pragma unroll
+                for (int i = 0; i < kOther / 2; ++i)
+                    if (i / 4 * 8 + i % 2 <= hidden + i / 2 % 2 * 8) s[i] = 0;
             }
             wgmma_settle(s);  // not later: p is made while the product dP runs
             wgmma_wait<0>();
@@ -175,7 +189,7 @@ __device__ __forceinline__ void consume_dq(const AttentionBackwardArgs& args, co
         if (unreleased >= 0) release(barriers.free[unreleased]);
         if constexpr (!kRowsInRegisters<D>) release(barriers.owned_free);
         store_rows<D>(args.dq, tile.b, tile.h, q0, args.shape.t, args.shape.scale, dq);
-    });
+    }
 }
 
 // --- dk and dv ---
@@ -189,7 +203,7 @@ __device__ __forceinline__ KeyTile key_tile(const AttentionShape& s) {
     const int heads = static_cast<int>(s.batch * s.kv_heads), head = static_cast<int>(blockIdx.x) % heads;
     const int kv_heads = static_cast<int>(s.kv_heads), k0 = static_cast<int>(blockIdx.x) / heads * kOwned;
     return {head / kv_heads, head % kv_heads, k0, static_cast<int>(s.first_seeing(k0)) / kOther * kOther,
-            static_cast<int>(s.t)};
+            static_cast<int>(s.end_of_view(k0 + kOwned - 1))};
 }
 
 template <int D>
@@ -219,6 +233,7 @@ __device__ __forceinline__ void consume_dkv(const AttentionBackwardArgs& args, c
     const KeyTile tile = key_tile(args.shape);
     const float factor = args.shape.scale * kLog2E;
     const int k0 = tile.k0 + 64 * warpgroup, cached = static_cast<int>(args.shape.cached);
+    const int window = static_cast<int>(args.shape.window);
     const int row = accumulator_row(), column = threadIdx.x % 4 * 2;
     float dk[D / 2] = {}, dv[D / 2] = {}, p[kOther / 2], ds[kOther / 2];  // p, ds: transposed, a row a key
     FragmentA p_operand[kOther / 16], ds_operand[kOther / 16];
@@ -228,7 +243,8 @@ __device__ __forceinline__ void consume_dkv(const AttentionBackwardArgs& args, c
     for (int h = 0; h < args.shape.group; ++h)
         for (int q0 = tile.first; q0 < tile.queries; q0 += kOther, ring.next()) {
             barriers.full[ring.stage].wait(ring.phase);
-            if (k0 > q0 + kOther - 1 + cached) {
+            const int ahead = k0 - q0 - cached;  // query n stands at key r if n = r + ahead
+            if (ahead > kOther - 1 || ahead + 63 + window <= 0) {
                 barriers.free[ring.stage].arrive();
                 continue;
             }
@@ -252,11 +268,17 @@ __device__ __forceinline__ void consume_dkv(const AttentionBackwardArgs& args, c
                 for (int e = 0; e < 4; ++e)
                     p[4 * j + e] = exp2_approx(fmaf(p[4 * j + e], factor, e % 2 == 0 ? -shift.x : -shift.y));
             }
-            if (k0 + 63 > q0 + cached) {
-                const int first = k0 + row - q0 - cached - column;  // query n sees the first row if n >= first + column
+            if (63 + ahead > 0) {
+                const int first = row + ahead - column;  // query n sees the first row if n >= first + column
 #pragma unroll
                 for (int i = 0; i < kOther / 2; ++i)
                     if (i / 4 * 8 + i % 2 < first + i / 2 % 2 * 8) p[i] = 0;
+            }
+            if (kOther - 1 >= ahead + window) {
+                const int end = row + ahead + window - column;  // and from end + column on no longer
+#pragma unroll
+                for (int i = 0; i < kOther / 2; ++i)
+                    if (i / 4 * 8 + i % 2 >= end + i / 2 % 2 * 8) p[i] = 0;
             }
 #pragma unroll
             for (int i = 0; i < kOther / 16; ++i) p_operand[i] = wgmma_operand(p, i);
@@ -353,7 +375,7 @@ void softmax_attention_backward_sm90(const SoftmaxAttentionBackward& a, Stream s
         constexpr int kBytes = kBackwardBytes<d()>, kRowsThreads = 256;
         rows_kernel<d()><<<grid_x(ceil_div(rows, kRowsThreads / (d() / 8))), kRowsThreads, 0, queue>>>(args);
         LC_LAUNCHED("softmax_attention", queue);
-        if (d() == kOneWalkD && s.keys >= kOneWalkKeys && a.dq && (a.dk || a.dv))
+        if (d() == kOneWalkD && s.keys >= kOneWalkKeys && s.window == s.keys && a.dq && (a.dk || a.dv))
             return softmax_attention_backward_one_walk(args, stream);
         if (a.dq) {
             allow_shared_memory(dq_kernel<d()>, kBytes);

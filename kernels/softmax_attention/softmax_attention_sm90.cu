@@ -64,18 +64,27 @@ struct ForwardShared {
     __device__ __forceinline__ Tile v(int stage) const { return {base + (3 + 2 * stage) * kOwned * D}; }
 };
 
+// The key tiles that some query of the tile sees.
+__device__ __forceinline__ int first_keys(const QueryTile& tile) {
+    return tile.begin / kKeys * kKeys;
+}
+__device__ __forceinline__ int last_keys(const QueryTile& tile) {
+    return (tile.limit - 1) / kKeys * kKeys;
+}
+
 template <int D>
 __device__ __forceinline__ void produce(const ForwardArgs& args, const ForwardShared<D>& shared,
                                         ForwardBarriers<ForwardTraits<D>::kStages>& barriers) {
     using Tr = ForwardTraits<D>;
     Turn<Tr::kStages> ring;
     int q_phase = 0;
-    for_each_query_tile(args.shape, [&](const QueryTile& tile) {
+    QueryTiles tiles(args.shape);
+    for (QueryTile tile; tiles.next(tile);) {
         barriers.q_free.wait(q_phase ^ 1);
         barriers.q_full.expect(Tr::Tile::kBytes);
         copy_tile(shared.q(), args.q, tile.q0, tile.h, tile.b, barriers.q_full);
         q_phase ^= 1;
-        for (int k0 = (tile.limit - 1) / kKeys * kKeys; k0 >= 0; k0 -= kKeys, ring.next()) {
+        for (int k0 = last_keys(tile); k0 >= first_keys(tile); k0 -= kKeys, ring.next()) {
             barriers.k_free[ring.stage].wait(ring.phase ^ 1);
             barriers.k_full[ring.stage].expect(Tr::Tile::kBytes);
             copy_tile(shared.k(ring.stage), args.k, k0, tile.kv, tile.b, barriers.k_full[ring.stage]);
@@ -83,7 +92,7 @@ __device__ __forceinline__ void produce(const ForwardArgs& args, const ForwardSh
             barriers.v_full[ring.stage].expect(Tr::Tile::kBytes);
             copy_tile(shared.v(ring.stage), args.v, k0, tile.kv, tile.b, barriers.v_full[ring.stage]);
         }
-    });
+    }
 }
 
 // Two rows of a thread: accumulator_row() and eight below.
@@ -97,6 +106,13 @@ struct OnlineSoftmax {
 #pragma unroll
         for (int i = 0; i < kKeys / 2; ++i)
             if (i / 4 * 8 + i % 2 > last + i / 2 % 2 * 8) score[i] = -INFINITY;
+    }
+    // Key n lies in front of the first row's window if n < first, of the second's if n < first + 8.
+    static __device__ __forceinline__ void mask_front(float (&score)[kKeys / 2], int first) {
+        first -= threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < kKeys / 2; ++i)
+            if (i / 4 * 8 + i % 2 < first + i / 2 % 2 * 8) score[i] = -INFINITY;
     }
 
     // Scores become weights relative to the running maximum. factor = scale log2 e.
@@ -160,15 +176,19 @@ template <int D>
 __device__ __forceinline__ void consume(const ForwardArgs& args, const ForwardShared<D>& shared,
                                         ForwardBarriers<ForwardTraits<D>::kStages>& barriers, int warpgroup) {
     const float factor = args.shape.scale * kLog2E;
-    const int cached = static_cast<int>(args.shape.cached), row = accumulator_row();
+    const int cached = static_cast<int>(args.shape.cached), window = static_cast<int>(args.shape.window);
+    const int row = accumulator_row();
     Turn<ForwardTraits<D>::kStages> k_ring, v_ring;
     int q_phase = 0;
     if (warpgroup == 1) named_arrive<kConsumers * kWarpgroup>(kTurnOf);
-    for_each_query_tile(args.shape, [&](const QueryTile& tile) {
-        const int q0 = tile.q0 + 64 * warpgroup;
-        int k0 = (tile.limit - 1) / kKeys * kKeys;
+    QueryTiles tiles(args.shape);
+    for (QueryTile tile; tiles.next(tile);) {
+        const int first = first_keys(tile);
+        int k0 = last_keys(tile);
         const auto weigh = [&](OnlineSoftmax& softmax, float(&score)[kKeys / 2]) {
-            if (k0 + kKeys - 1 > q0 + cached) OnlineSoftmax::mask(score, q0 + row + cached - k0);
+            const int ahead = tile.q0 + 64 * warpgroup + cached - k0;  // key n is row r's own if n = r + ahead
+            if (kKeys - 1 > ahead) OnlineSoftmax::mask(score, row + ahead);
+            if (63 + ahead >= window) OnlineSoftmax::mask_front(score, row + ahead - window + 1);
             softmax.weigh(score, factor);
         };
         float score[kKeys / 2], y[D / 2] = {};
@@ -190,10 +210,10 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, const ForwardSh
         for (int i = 0; i < kKeys / 16; ++i) p[i] = wgmma_operand(score, i);
 
         const auto await_next_keys = [&] {
-            if (k0 >= kKeys) barriers.k_full[k_ring.stage].wait(k_ring.phase);
+            if (k0 - kKeys >= first) barriers.k_full[k_ring.stage].wait(k_ring.phase);
         };
         await_next_keys();
-        for (k0 -= kKeys; k0 >= 0; k0 -= kKeys) {
+        for (k0 -= kKeys; k0 >= first; k0 -= kKeys) {
             named_sync<kConsumers * kWarpgroup>(kTurnOf + warpgroup);
             wgmma_fence();
             multiply_rows<kKeys>(score, shared.q(), 64 * warpgroup, shared.k(k_ring.stage));
@@ -231,7 +251,7 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, const ForwardSh
         v_ring.next();
         store_rows<D>(args, tile, shared.y(), 64 * warpgroup + static_cast<int>(threadIdx.x) % kWarpgroup / kWarp * 16,
                       softmax, y);
-    });
+    }
 }
 
 #endif

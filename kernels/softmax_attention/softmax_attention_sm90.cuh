@@ -18,27 +18,42 @@ inline constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 // 128 queries of one head.
 struct QueryTile {
     int b, h, kv, q0;
-    int limit;  // keys that the last of them sees
+    int begin, limit;  // the keys [begin, limit) are seen by some of them
 };
 
-// f(QueryTile) for this block's share of all tiles: the longest first, and every other round backwards, so that shares
-// are even.
-template <class F>
-__device__ __forceinline__ void for_each_query_tile(const AttentionShape& s, F&& f) {
-    const int heads = static_cast<int>(s.batch * s.heads), tiles = static_cast<int>((s.t + kOwned - 1) / kOwned);
-    const int64_t total = static_cast<int64_t>(heads) * tiles;
-    int64_t start = 0;
-    for (bool backwards = false; start < total; start += gridDim.x, backwards = !backwards) {
-        const int64_t index = start + (backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-        if (index >= total) continue;
-        const int head = static_cast<int>(index % heads), group_heads = static_cast<int>(s.heads);
-        QueryTile tile;
-        tile.q0 = (tiles - 1 - static_cast<int>(index / heads)) * kOwned;
-        tile.b = head / group_heads, tile.h = head % group_heads, tile.kv = tile.h / static_cast<int>(s.group);
-        tile.limit = static_cast<int>(s.visible(min(tile.q0 + static_cast<int64_t>(kOwned), s.t) - 1));
-        f(tile);
+// This block's share of all tiles, the longest first, a tile a round. Tiles of one length are the most in a round: who had one of the
+// shorter ones begins the next. Of many lengths: every other round goes backwards. So shares are even.
+class QueryTiles {
+  public:
+    __device__ __forceinline__ explicit QueryTiles(const AttentionShape& shape)
+        : shape_(shape),
+          heads_(static_cast<int>(shape.batch * shape.heads)),
+          tiles_(static_cast<int>((shape.t + kOwned - 1) / kOwned)),
+          place_(static_cast<int>(blockIdx.x)) {}
+
+    // False: there are no more.
+    __device__ __forceinline__ bool next(QueryTile& tile) {
+        const int index = start_ + place_, blocks = static_cast<int>(gridDim.x);
+        if (index >= heads_ * tiles_) return false;  // nor is there one in a later round
+        const int shorter = blocks - (heads_ - start_ % heads_);
+        if (4 * heads_ < 3 * blocks)
+            place_ = blocks - 1 - place_;
+        else if (shorter > 0)
+            place_ = (place_ + shorter) % blocks;
+        start_ += blocks;
+
+        const int head = index % heads_, group_heads = static_cast<int>(shape_.heads);
+        tile.q0 = (tiles_ - 1 - index / heads_) * kOwned;
+        tile.b = head / group_heads, tile.h = head % group_heads, tile.kv = tile.h / static_cast<int>(shape_.group);
+        tile.begin = static_cast<int>(shape_.first_visible(tile.q0));
+        tile.limit = static_cast<int>(shape_.visible(min(tile.q0 + static_cast<int64_t>(kOwned), shape_.t) - 1));
+        return true;
     }
-}
+
+  private:
+    const AttentionShape& shape_;
+    int heads_, tiles_, start_ = 0, place_;
+};
 
 // Elements (half, :) of a thread's two rows of an accumulator, to a row of a gradient.
 template <class T, int D>

@@ -34,7 +34,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
     return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-void expect_calls_alike(int64_t batch, int64_t heads, int64_t kv_heads, int64_t length, int64_t head_dim, int calls) {
+void expect_calls_alike(int64_t batch, int64_t heads, int64_t kv_heads, int64_t length, int64_t head_dim, int calls,
+                        int64_t window = 0) {
     const auto random = [&](int64_t count, uint64_t seed) {
         return normal_tensor({batch, count, length, head_dim}, 1, Random(seed, 0), DType::bf16, kGpu);
     };
@@ -42,7 +43,7 @@ void expect_calls_alike(int64_t batch, int64_t heads, int64_t kv_heads, int64_t 
     const Tensor y = Tensor::empty(q.shape(), DType::bf16, kGpu);
     const Tensor lse = Tensor::empty({batch, heads, length}, DType::f32, kGpu);
     const kernels::SoftmaxAttentionForward forward{
-        .q = q.view(), .k = k.view(), .v = v.view(), .y = y.view(), .lse = lse.view()};
+        .q = q.view(), .k = k.view(), .v = v.view(), .y = y.view(), .lse = lse.view(), .window = window};
     kernels::softmax_attention_forward(forward, current_stream(kGpu));
     const Gradients first = backward_of(forward, dy);
     int dq = 0, dk = 0, dv = 0;
@@ -51,13 +52,14 @@ void expect_calls_alike(int64_t batch, int64_t heads, int64_t kv_heads, int64_t 
         dq += !same_bits(next.dq, first.dq), dk += !same_bits(next.dk, first.dk), dv += !same_bits(next.dv, first.dv);
     }
     EXPECT_EQ(dq + dk + dv, 0) << "of " << calls - 1 << " calls differ in dq " << dq << ", dk " << dk << ", dv " << dv
-                               << " (length " << length << ", heads of " << head_dim << ")";
+                               << " (length " << length << ", heads of " << head_dim << ", window " << window << ")";
 }
 
 TEST_F(SoftmaxAttentionOnGpu, GradientsOfManyCallsAreBitwiseEqual) {
     expect_calls_alike(8, 16, 4, 1024, 128, 100);
     expect_calls_alike(8, 16, 4, 1024, 64, 30);
     expect_calls_alike(1, 8, 2, 4160, 128, 30);
+    expect_calls_alike(2, 16, 4, 2048, 128, 30, 300);
 }
 
 }  // namespace

@@ -31,21 +31,22 @@ OpCase windowed(OpCase c, int64_t window) {
 }
 
 // As models call it: q, k, v and their gradients are [B,T,H,D] in memory.
-OpCase as_projected(OpCase c) {
+OpCase as_projected(OpCase c, int64_t window = 0) {
     for (OpInput& input : c.inputs) std::swap(input.shape[1], input.shape[2]);
-    c.run = [](const Tensors& in) -> Tensors {
+    c.run = [window](const Tensors& in) -> Tensors {
         const auto heads_first = [](const Tensor& x) { return permute(x, {0, 2, 1, 3}); };
-        return {softmax_attention(heads_first(in[0]), heads_first(in[1]), heads_first(in[2]))};
+        return {softmax_attention(heads_first(in[0]), heads_first(in[1]), heads_first(in[2]), window)};
     };
     return c;
 }
 
-// FLOPs by the usual convention, half the square; the log-sum-exp of each row is written and read.
+// FLOPs by the usual convention, half the square (and less what a window hides); the log-sum-exp of each row is written and read.
 OpCase gpu_bench(const char* variant, int64_t batch, int64_t length, int64_t heads = llama8b::kHeads,
-                 int64_t kv_heads = llama8b::kKvHeads, int64_t d = llama8b::kHeadDim) {
-    OpCase c = as_projected(make(variant, {batch, heads, kv_heads, length, length, d}));
-    const double rows = static_cast<double>(batch * heads * length);
-    c.forward.flops = 2 * rows * static_cast<double>(d * length);
+                 int64_t kv_heads = llama8b::kKvHeads, int64_t d = llama8b::kHeadDim, int64_t window = 0) {
+    OpCase c = as_projected(make(variant, {batch, heads, kv_heads, length, length, d}), window);
+    const double rows = static_cast<double>(batch * heads * length), hidden = window > 0 ? length - window : 0;
+    c.forward.flops =
+        2 * static_cast<double>(batch * heads * d) * (static_cast<double>(length * length) - hidden * hidden);
     c.backward.flops = 2.5 * c.forward.flops;
     c.forward.bytes = c.backward.bytes = 4 * rows;
     c.bench = Bench::gpu;
@@ -66,6 +67,7 @@ void add_gpu_benches() {
     add(gpu_bench("llama1b_2x4096_d64", 2, 4096, 32, 8, 64));
     add(gpu_bench("llama1b_1x16384_d64", 1, 16384, 32, 8, 64));
     add(gpu_bench("h8_kv4_8x4096_d64", 8, 4096, 8, 4, 64));
+    add(gpu_bench("mistral_1x32768_window4096", 1, 32768, 32, 8, 128, 4096));
 }
 
 }  // namespace
@@ -114,6 +116,12 @@ LC_OP_CASES(softmax_attention) {
     heavy(windowed(make("tiles_d64_long", {1, 2, 1, 400, 400, 64}), 100));
     heavy(windowed(make("tiles_d128_cache", {1, 3, 1, 90, 240, 128}), 33));
     heavy(windowed(make("tiles_d160", {1, 2, 1, 70, 70, 160}), 20));
+    // Both borders of a window in Hopper's tiles of 128 and 64: on their edges and inside, in one tile and tiles apart; several tiles a
+    // block; keys that no query sees; and so many keys that without a window there would be one walk for all gradients.
+    heavy(windowed(make("tiles_d128_long", {1, 2, 1, 390, 390, 128}), 128));
+    heavy(windowed(make("tiles_d64_many", {1, 70, 35, 130, 150, 64}), 65));
+    heavy(windowed(make("tiles_d128_hidden_keys", {1, 4, 1, 70, 700, 128}), 200));
+    heavy(windowed(make("tiles_d128_many_keys", {1, 2, 1, 200, 4100, 128}), 150));
     heavy(make("tiles_d80", {1, 4, 2, 100, 100, 80}));
     heavy(make("tiles_d256", {1, 2, 1, 70, 70, 256}));
 
