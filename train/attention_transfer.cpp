@@ -17,6 +17,7 @@ AttentionTransfer::AttentionTransfer(models::Decoder& decoder, const PackedChunk
                                      bool fp8)
     : decoder_(decoder), teacher_(decoder), validation_(validation), eval_batch_(eval_batch), side_(decoder.device()) {
     if (fp8) teacher_.encode_projections(models::WeightCode::fp8, true);
+    teacher_.fuse_gates();
     for (int64_t l = 0; l < decoder.num_layers(); ++l)
         if (decoder.layer(l).linearized) layers_.push_back(l);
     LC_REQUIRE(Usage, !layers_.empty(), "attention transfer: no layer is converted, so there is nothing to learn");

@@ -16,8 +16,8 @@ int64_t multiprocessors_of(Device device) {
     return here ? cuda::device_info(device.index).multiprocessors : AttentionCall{}.multiprocessors;
 }
 
-// Whether products of fp8 codes run as such (gemm_takes_codes).
-bool takes_codes(Device device) {
+// Where products of fp8 codes run as such (gemm_takes_codes), and gate and up as one (frozen_linear_gated).
+bool is_hopper(Device device) {
     if (device.is_cpu()) return false;
     if (device.index >= cuda::device_count()) return true;
     const cuda::DeviceInfo info = cuda::device_info(device.index);
@@ -33,7 +33,7 @@ Rehearsal::Rehearsal(const PlanInput& input, Ledger& ledger)
       dtype_(input.placement.dtype),
       device_(input.placement.device.type),
       multiprocessors_(multiprocessors_of(input.placement.device)),
-      takes_codes_(dtype_ == DType::bf16 && takes_codes(input.placement.device)),
+      hopper_(dtype_ == DType::bf16 && is_hopper(input.placement.device)),
       ledger_(ledger),
       tape_(ledger) {
     const models::DecoderConfig& c = input.config;
@@ -188,6 +188,7 @@ Ghost Rehearsal::finish(const Layer& layer, const Ghost& h, const Ghost& y) {
 }
 
 Ghost Rehearsal::mlp_inner(const Layer& layer, const Ghost& x) {
+    if (fuses_gates_) return gated_product(layer, x);
     const Ghost up = linear(layer.up, x);
     if (!input_.config.block.gated) return gelu(up);
     const Ghost gate = linear(layer.gate, x);
@@ -243,6 +244,9 @@ void Rehearsal::student(const Layer& layer, const Qkv& x, bool train, int64_t co
 void Rehearsal::walk(int64_t batch, bool train) {
     const GhostTape::Recording frozen(tape_, false);
     batch_ = batch, rows_ = batch * input_.seq_len, multiplies_codes_ = has_codes();
+    const io::BlockConfig& block = input_.config.block;
+    fuses_gates_ =
+        device_ == DeviceType::cuda && dtype_ == DType::bf16 && block.gated && block.activation == io::Activation::silu;
     const auto is_converted = [](const Layer& layer) { return !layer.maps.empty(); };
     const int64_t converted = std::ranges::count_if(layers_, is_converted);
     int64_t left = converted;
@@ -255,7 +259,7 @@ void Rehearsal::walk(int64_t batch, bool train) {
         if (is_converted(layer)) student(layer, qkv, train, converted, losses), --left;
         if (left > 0) h = finish(layer, h, target);
     }
-    multiplies_codes_ = false;
+    multiplies_codes_ = fuses_gates_ = false;
 }
 
 // --- train/next_token.cpp, train/evaluate.cpp ---

@@ -67,6 +67,7 @@ class Rehearsal {
     std::vector<Ghost> multiply_codes(const std::vector<const Projection*>& projections, const Ghost& x, bool norm,
                                       bool gated);
     Ghost finish_codes(const Layer& layer, const Ghost& h, const Ghost& y);
+    Ghost gated_product(const Layer& layer, const Ghost& x);
     Ghost rope(const Ghost& x);
     Ghost gated(const Ghost& gate, const Ghost& up);  // swiglu, geglu
     Ghost gelu(const Ghost& x);
@@ -95,11 +96,11 @@ class Rehearsal {
     DType dtype_;  // of activations
     DeviceType device_;
     int64_t multiprocessors_;
-    bool takes_codes_;  // whether the device multiplies codes, to results in bf16
+    bool hopper_;  // bf16 on a device of compute capability 9.0
     Ledger& ledger_;
     GhostTape tape_;
-    int64_t rows_ = 0, batch_ = 0;   // of the pass under way: tokens and chunks
-    bool multiplies_codes_ = false;  // that pass
+    int64_t rows_ = 0, batch_ = 0;                         // of the pass under way: tokens and chunks
+    bool multiplies_codes_ = false, fuses_gates_ = false;  // that pass
     Ghost embedding_, lm_head_, head_bias_, rope_cos_, rope_sin_;
     Norm final_norm_;
     std::vector<Layer> layers_;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "kernels/frozen_linear/frozen_linear.h"
 #include "kernels/lora_linear/lora_linear.h"
 #include "train/memory_rehearsal.h"
 
@@ -140,18 +141,28 @@ std::vector<Ghost> Rehearsal::multiply_codes(const std::vector<const Projection*
     Buffers held{rows_ * in, rows_ * size_of(DType::f32)};
     if (norm) held.push_back(rows_ * in * size_of(x.dtype)), held.push_back(rows_ * size_of(DType::f32));
     for (int side = 0; side < 2 && gated; ++side) held.push_back(rows_ * out * size_of(x.dtype));
-    if (!takes_codes_) held.push_back(rows_ * in * size_of(x.dtype));
+    if (!hopper_) held.push_back(rows_ * in * size_of(x.dtype));
     std::vector<Workspace> forward{{Owner::transient, held}};
     for (const Projection* p : projections) {
         Workspace product{Owner::products, products(p->in, p->out, 0), true};
         if (device_ == DeviceType::cpu)  // a block of rows of the matrix for each thread
             for (int64_t i = 0; i < std::min<int64_t>(num_threads(), (p->out + 63) / 64); ++i)
                 product.buffers.push_back(64 * p->in * size_of(x.dtype));
-        else if (!takes_codes_)
+        else if (!hopper_)
             product.buffers.push_back(p->in * p->out * size_of(x.dtype));
         forward.push_back(product);
     }
     tape_.run({.forward = forward});
+    return y;
+}
+
+// kernels/frozen_linear of gate and up: one kernel without workspace, or products into it.
+Ghost Rehearsal::gated_product(const Layer& layer, const Ghost& x) {
+    Ghost y = tape_.make(rows_ * layer.up.out, x.dtype);
+    const bool aligned = layer.up.in % 8 == 0 && layer.up.out % 8 == 0;
+    if (hopper_ && aligned && !layer.up.bias.defined() && rows_ >= kernels::kGatedRows) return y;
+    tape_.run({.forward = {{Owner::transient, {y.bytes(), y.bytes()}},
+                           {Owner::products, products(layer.up.in, layer.up.out, 0), true}}});
     return y;
 }
 

@@ -1,5 +1,6 @@
 // Linear layers with frozen weights on the GPU: few rows stream the weights (frozen_linear_sm90.cu,
-// frozen_linear_wide_sm90.cu), others go op by op.
+// frozen_linear_wide_sm90.cu), gate and up of many are
+// one product (frozen_linear_gated_sm90.cu), others go op by op.
 //
 // MATHS    frozen_linear.h.
 // TILING   that of rms_norm, weight_code, linear and swiglu.
@@ -52,7 +53,9 @@ bool multiply_codes_cuda(const TensorView& codes, const TensorView& scale, const
 
 void frozen_linear_cuda(const FrozenLinear& args, Stream stream) {
     if (args.x.numel() == 0) return;
-    if (!args.code_rows && (frozen_linear_stream(args, stream) || frozen_linear_wide(args, stream))) return;
+    if (!args.code_rows &&
+        (frozen_linear_stream(args, stream) || frozen_linear_wide(args, stream) || frozen_linear_gated(args, stream)))
+        return;
     frozen_linear_by_parts(args, stream);
 }
 

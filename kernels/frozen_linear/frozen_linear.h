@@ -9,7 +9,8 @@
 // of eight bits where gemm takes codes, and are those of the decoded numbers elsewhere.
 //
 // On sm_90a few rows of bf16 (streamed_rows) take a kernel that streams the weights, and more of them (kWideRows) one that streams dense
-// weights through larger products: in each of the two the bits of a row of y depend on neither the other rows nor their number.
+// weights through larger products: in each of the two the bits of a row of y depend on neither the other rows nor their number. Many rows
+// (kGatedRows) of gate and up, without norm, bias and residual, take one that rounds nothing before y.
 #pragma once
 #include <span>
 
@@ -44,6 +45,8 @@ constexpr int64_t streamed_rows(WeightCode code) {
     return code == WeightCode::none ? 16 : 32;
 }
 inline constexpr int64_t kWideRows = 64;
+// Fewest rows of x that gate, up and SwiGLU in one product take.
+inline constexpr int64_t kGatedRows = 256;
 // u = codes [rows,In] times codes of m, with their scales, b and residual added, by one product of codes; false, and nothing done, where
 // gemm does not take these.
 bool multiply_codes_cuda(const TensorView& codes, const TensorView& scale, const FrozenMatrix& m,
@@ -51,6 +54,7 @@ bool multiply_codes_cuda(const TensorView& codes, const TensorView& scale, const
 // Where these kernels apply; false, and nothing done, where they do not.
 bool frozen_linear_stream(const FrozenLinear& args, Stream stream);
 bool frozen_linear_wide(const FrozenLinear& args, Stream stream);
+bool frozen_linear_gated(const FrozenLinear& args, Stream stream);
 // The ops one after the other, a coded matrix decoded into workspace: any device, dtype and shape.
 void frozen_linear_by_parts(const FrozenLinear& args, Stream stream);
 

@@ -2,6 +2,7 @@
 #include "models/decoder/decoder.h"
 
 #include <cmath>
+#include <limits>
 
 #include "autograd/checkpoint.h"
 #include "autograd/ops/add.h"
@@ -146,6 +147,11 @@ Tensor Decoder::finish(int64_t index, const Tensor& h, const Tensor& y) const {
 }
 
 Tensor Decoder::mlp_inner(const DecoderLayer& layer, const Tensor& x) const {
+    const bool silu = config_.block.activation == io::Activation::silu;
+    if (fuses_gates_ && config_.block.gated && silu && reads_frozen(x, layer.up, std::numeric_limits<int64_t>::max()))
+        return frozen_products(
+            x, nullptr, {{layer.gate, layer.gate_scale, layer.gate_bias}, {layer.up, layer.up_scale, layer.up_bias}},
+            {}, true)[0];
     const Tensor up = linear(x, layer.up, layer.up_bias);
     if (!config_.block.gated) return gelu(up);
     return activate(linear(x, layer.gate, layer.gate_bias), up);

@@ -141,6 +141,9 @@ class Decoder {
     // With fp8 the rows that they multiply can become codes, too (kernels/frozen_linear): for products of many rows.
     void encode_projections(WeightCode code, bool code_rows = false);
     WeightCode weight_code() const { return weight_code_; }
+    // From now on gate, up and their SwiGLU are one product of many rows where no gradient is wanted (kernels/frozen_linear). A pass that is
+    // recorded rounds gate and up in between, so it has other bits: for decoders that are only read.
+    void fuse_gates() { fuses_gates_ = true; }
 
     // --- the pieces of a forward pass; h is [B,T,D] ---
     Tensor embed(const Tensor& ids) const;                                    // ids [B,T] on any device -> h
@@ -236,7 +239,7 @@ class Decoder {
     std::optional<AttentionSpec> attention_;
     std::optional<LoraSpec> lora_;
     WeightCode weight_code_ = WeightCode::none;
-    bool code_rows_ = false;
+    bool code_rows_ = false, fuses_gates_ = false;
 };
 
 // The projection of a layer by its name in files ("q_proj", "k_proj", "v_proj", "o_proj"); nullptr for another name.

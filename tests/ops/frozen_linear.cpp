@@ -130,6 +130,7 @@ LC_OP_CASES(frozen_linear) {
     }
     add(make("wide_three", {.rows = 40, .in = 1152, .out = {144, 32, 16}, .norm = true, .bias = true}));
     add(make("wide_gated", {.rows = 64, .in = 384, .out = {80, 80}, .norm = true, .gated = true, .residual = true}));
+    add(make("many_gated", {.rows = 300, .in = 72, .out = {200, 200}, .gated = true}));
     for (const int64_t rows : {1, 24, 70})
         add(make(fmt::format("joined_rows{}", rows),
                  {.rows = rows, .in = 128, .out = {64, 32, 32}, .norm = true, .joined = true}));
@@ -164,6 +165,8 @@ LC_OP_CASES(frozen_linear) {
               Bench::gpu);
     add_bench("gate_up_coded_rows", WeightCode::fp8,
               {.rows = kTokens, .in = kHidden, .out = {kMlp, kMlp}, .code_rows = true, .norm = true, .gated = true},
+              Bench::gpu);
+    add_bench("gate_up", WeightCode::none, {.rows = kTokens, .in = kHidden, .out = {kMlp, kMlp}, .gated = true},
               Bench::gpu);
     for (const int64_t rows : {1, 16})
         add_bench("lm_head", WeightCode::none, {.rows = rows, .in = kHidden, .out = {kVocabulary}, .norm = true},
