@@ -24,18 +24,18 @@
 #include "kernels/frozen_linear/frozen_linear.h"
 
 namespace lc::kernels {
-namespace {
+namespace gated_sm90 {
 
-constexpr int kConsumers = 2, kRoleThreads = 3 * kWarpgroup, kConsumerWarps = kConsumers * kWarpgroup / kWarp;
-constexpr int kM = 128, kN = 128, kK = 64;      // rows of a block, columns of y, step of k
-constexpr int kPair = 2, kStages = 4;           // blocks of a cluster; steps under way
-constexpr int kGroup = 16;                      // pairs whose tiles are taken together
-constexpr int kProducer = 40, kConsumer = 232;  // registers
+inline constexpr int kConsumers = 2, kRoleThreads = 3 * kWarpgroup, kConsumerWarps = kConsumers * kWarpgroup / kWarp;
+inline constexpr int kM = 128, kN = 128, kK = 64;      // rows of a block, columns of y, step of k
+inline constexpr int kPair = 2, kStages = 4;           // blocks of a cluster; steps under way
+inline constexpr int kGroup = 16;                      // pairs whose tiles are taken together
+inline constexpr int kProducer = 40, kConsumer = 232;  // registers
 
 using TileX = WgmmaTile<kM, kK>;
 using TileW = WgmmaTile<2 * kN, kK>;
-constexpr int kStageBytes = TileX::kBytes + TileW::kBytes;
-constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes;
+inline constexpr int kStageBytes = TileX::kBytes + TileW::kBytes;
+inline constexpr int kSharedBytes = kTileAlignment + kStages * kStageBytes;
 static_assert(kSharedBytes + 1024 <= kSharedLimit, "tiles, and barriers in static memory");
 
 struct Args {
@@ -48,6 +48,12 @@ struct Args {
 __host__ __device__ constexpr int tiles_of(int64_t size, int tile) {
     return static_cast<int>((size + tile - 1) / tile);
 }
+
+}  // namespace gated_sm90
+
+namespace {
+
+using namespace gated_sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
