@@ -52,6 +52,7 @@ Session load_session(const GenFlags& flags, const Settings& settings, bool with_
                                                   .weight_code = flags.weights.code()});
     decoder.merge_lora();
     decoder.encode_projections(flags.weights.code());
+    decoder.fuse_gates();
     LC_REQUIRE(BadInput, tokenizer.vocab_size() <= decoder.config().vocab_size,
                "{}: the tokenizer has {} ids, the model's embedding {}", source.directory.string(),
                tokenizer.vocab_size(), decoder.config().vocab_size);

@@ -26,6 +26,7 @@ Decoder make_model(const Setup& setup) {
     Decoder decoder = Decoder::random(setup.work.config, kSeed, setup.placement, Decoder::Weights::Frozen);
     if (setup.work.attention.kind != AttentionKind::softmax) decoder.linearize(setup.work.attention, kSeed);
     decoder.encode_projections(setup.work.weight_code);
+    if (setup.options.stage == "decode") decoder.fuse_gates();  // as gen_lolcats does
     return decoder;
 }
 
