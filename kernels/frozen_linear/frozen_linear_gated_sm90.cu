@@ -15,7 +15,8 @@
 // LADDER   us of 8192 rows, 4096 to 14336 (Llama-3-8B), H200 at its power limit, where the least of the FLOPs is 2620:
 //          1 cuBLASLt twice, then swiglu.cu: 3020 to 3160.
 //          2 this, predicted 2790: the products as fast as cuBLASLt's, no SwiGLU. 8 pairs of row tiles at a time 2867 to 3117, 4 and 32
-//            slower still; 16 are 2866 to 2965, alone after a pause 2813. A step of stage 1 in docs/profiling.md.
+//            slower still; 16 are 2866 to 2965, alone after a pause 2813.
+//            4096 tokens of a prompt: 96.1 ms, before 101.1 (H100). Steps of stage 1: docs/profiling.md.
 // SOURCE   PTX ISA, "wgmma.mma_async", "cp.async.bulk.tensor".
 #include "kernels/common/cuda/block_pair.cuh"
 #include "kernels/common/cuda/launch.h"
