@@ -70,7 +70,7 @@ void hybrid_fused_backward(const HybridAttentionBackward& a, Stream stream) {
         fused_backward_keys_sm90(keys, a, dk_rows, dv_rows, stream);
     else
         fused_backward_keys(keys, d, stream);
-    dk.finish(s, d, stream), dv.finish(s, d, stream);
+    finish(dk, dv, s, d, stream);
     store_map_gradient(dwk.data(), s, s.maps, d, a.dwk, stream);
 }
 

@@ -18,9 +18,10 @@ struct KeyGradient {
         if (!parts.data()) return slot;
         return {padded_heads(parts.data(), s, heads, d, slot.view.device), GradWrite::Overwrite};
     }
-    void finish(const FusedShape& s, int64_t d, Stream stream) const {
-        if (parts.data()) store_group_sum(parts.data(), s, heads, d, slot, stream);
-    }
 };
+// Sums of both gradients' parts, of equally many heads, where there are parts.
+inline void finish(const KeyGradient& dk, const KeyGradient& dv, const FusedShape& s, int64_t d, Stream stream) {
+    store_group_sums({dk.parts.data(), dk.slot}, {dv.parts.data(), dv.slot}, s, dk.heads, d, stream);
+}
 
 }  // namespace lc::kernels

@@ -33,9 +33,13 @@ void store_map_gradient(const float* parts, const FusedShape& shape, int64_t map
                         Stream stream);
 // slot [H] (+)= (1-gamma) sum of parts [B,H,segments] over batch and segments.
 void store_mix_gradient(const double* parts, const FusedInputs& in, const GradSlot& slot, Stream stream);
-// slot [B,H_kv,T,D] (+)= sum of parts [B,heads,blocks * 64,D] over the heads of a group.
-void store_group_sum(const __nv_bfloat16* parts, const FusedShape& shape, int64_t heads, int64_t d,
-                     const GradSlot& slot, Stream stream);
+// slot [B,H_kv,T,D] (+)= sum of parts [B,heads,blocks * 64,D] over the heads of a group. Parts null: that slot is left alone.
+struct GroupParts {
+    const __nv_bfloat16* parts;
+    const GradSlot& slot;
+};
+void store_group_sums(const GroupParts& dk, const GroupParts& dv, const FusedShape& shape, int64_t heads, int64_t d,
+                      Stream stream);
 
 // Sum over the thread block in a fixed order, for thread 0; `room` holds kWarps doubles that nobody else uses meanwhile.
 __device__ __forceinline__ double fused_block_sum(double value, double* room) {

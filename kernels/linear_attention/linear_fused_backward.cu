@@ -43,7 +43,7 @@ void linear_fused_backward(const LinearAttentionBackward& a, Stream stream) {
                           .by_query_head = s.heads != s.kv_heads,
                           .dwk_parts = dwk.data()},
                          d, stream);
-    dk.finish(s, d, stream), dv.finish(s, d, stream);
+    finish(dk, dv, s, d, stream);
     store_map_gradient(dwk.data(), s, s.maps, d, a.dwk, stream);
 }
 
