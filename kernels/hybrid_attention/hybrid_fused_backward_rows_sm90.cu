@@ -34,8 +34,11 @@
 //                 two tries at a softmax; dq in other forms left to hybrid_fused_backward_rows.cu: 65 KB. Predicted: 170.
 //          6 191  dN not made, nor written: the walk over the keys takes dy and 1 / Z. z by column sums on the cores. Predicted: 180.
 //                 10500 clocks; the features and the window wait for instructions 29 and 26 %, where both run code without
-//                 exponentials, and are the limit; the state now waits for du a third of the time. A fourth warpgroup for phi_k
-//                 would be next: without dWq its registers are there.
+//                 exponentials, and are the limit; the state now waits for du a third of the time.
+//          7 208  (not kept) phi_k by the state, which waits most, so that the features have a third less to do. Predicted: 160. A
+//                 second piece of code for features next to phi_q's costs more than the shared work: both other roles wait as before.
+//          8 187  the window gets D before du is made and goes on to dS, and waits for du only ahead of the last product of dq.
+//                 Predicted: 172; by clock stamps it had waited 1200 clocks a block there.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_rows_features.cuh"

@@ -21,7 +21,7 @@ enum NamedBarrier { kFeaturesBarrier = 1, kStateBarrier, kWindowBarrier };
 
 inline constexpr int kQueryStages = 2, kKeyStages = 3, kValueStages = 2;
 inline constexpr int kRowsThreads = kRoles * kWarpgroup;
-inline constexpr int kRowsBarrierBytes = 25 * 8;  // of RowsBarriers
+inline constexpr int kRowsBarrierBytes = 26 * 8;  // of RowsBarriers
 static_assert(kKeyStages == hybrid_roles::kRing);
 
 // Registers of a thread by role; the sum is what three warpgroups begin with.
@@ -39,7 +39,7 @@ struct RowsTraits {
     using State = WgmmaTile<kFusedFeatures, D>;
     using Du = WgmmaTile<kFusedRows, kFusedMap>;
     static constexpr int kTiles = kQueryStages + kKeyStages + kValueStages + 1;  // q, k, v, dy
-    // z; phi_q.z, D; 1 / Z, dy.y: two each; sums of D, an f64 a warp
+    // z; phi_q.z, -D Z; 1 / Z, dy.y: two each; sums of D, an f64 a warp
     static constexpr int kFloats = hybrid_roles::kTotalsFloats + (2 + 2 * 2) * kFusedRows + 2 * kWarpgroup / kWarp;
     static constexpr int kBytes = kTiles * Rows::kBytes + 2 * Map::kBytes + State::kBytes + FeatureTile::kBytes +
                                   2 * Du::kBytes + kFloats * static_cast<int>(sizeof(float)) + kRowsBarrierBytes;
@@ -54,7 +54,7 @@ using hybrid_roles::TotalsTile;
 struct RowsBarriers {
     Barrier q_full[kQueryStages], q_free[kQueryStages], k_full[kKeyStages], k_free[kKeyStages], v_full[kValueStages],
         v_free[kValueStages], dy_full, dy_free;
-    Barrier far_full, inverse_full, dot_full, du_full, du_free, phi_k_full, phi_k_free, state_full, made_full;
+    Barrier far_full, all_full, inverse_full, dot_full, du_full, du_free, phi_k_full, phi_k_free, state_full, made_full;
 
     __device__ void init(Upstream upstream) {
         constexpr int kWarpsOfGroup = kWarpgroup / kWarp;
@@ -62,7 +62,7 @@ struct RowsBarriers {
         for (int i = 0; i < kKeyStages; ++i) k_full[i].init(1), k_free[i].init(2 * kWarpsOfGroup);
         for (int i = 0; i < kValueStages; ++i) v_full[i].init(1), v_free[i].init(2 * kWarpsOfGroup);
         dy_full.init(1), dy_free.init(kWarpgroup + 2 * kWarpsOfGroup);
-        far_full.init(kWarpgroup), inverse_full.init(kWarpgroup), dot_full.init(kWarpgroup);
+        far_full.init(kWarpgroup), all_full.init(kWarpgroup), inverse_full.init(kWarpgroup), dot_full.init(kWarpgroup);
         du_full.init(kWarpgroup);
         du_free.init(kWarpsOfGroup + (upstream == Upstream::given ? kWarpgroup : 0));  // the state; for dq the window
         phi_k_full.init(kWarpgroup), phi_k_free.init(kWarpgroup), state_full.init(kWarpgroup);
@@ -98,7 +98,7 @@ struct RowsRoom {
         return floats() + hybrid_roles::kTotalsFloats + i * kFusedRows;
     }
     __device__ __forceinline__ float* far() const { return numbers(0); }                     // phi_q.z
-    __device__ __forceinline__ float* all() const { return numbers(1); }                     // D
+    __device__ __forceinline__ float* all() const { return numbers(1); }                     // -D Z
     __device__ __forceinline__ float* inverse(int side) const { return numbers(2 + side); }  // 1 / Z
     __device__ __forceinline__ float* dot(int side) const { return numbers(4 + side); }      // dy.y
     __device__ __forceinline__ double* sums() const { return reinterpret_cast<double*>(numbers(6)); }

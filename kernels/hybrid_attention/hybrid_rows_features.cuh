@@ -95,18 +95,16 @@ __device__ __forceinline__ float make_du(FeatureGradientRows& dphi, FeatureRows&
     const float shift[2] = {-room.dot(side)[row], -room.dot(side)[row + 8]};
     float positive[2], negative[2], inverse[2] = {1, 1};
     dphi.finish(phi, all_live, room.z().z, shift, positive, negative);
+    const float all[2] = {positive[0] + negative[0], positive[1] + negative[1]};
     if constexpr (U == Upstream::given) {
+        barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);
+        if (quad_lane() == 0) room.all()[row] = all[0], room.all()[row + 8] = all[1];
+        barriers.all_full.arrive();  // the window goes on with that while du is made
         barriers.inverse_full.wait(walk.step(b) % 2);
         inverse[0] = room.inverse(side)[row], inverse[1] = room.inverse(side)[row + 8];
-        barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);
     }
     keep_packed(phi);
-    const float all[2] = {-inverse[0] * (positive[0] + negative[0]), -inverse[1] * (positive[1] + negative[1])};
-    float sum = 0;
-    if (quad_lane() == 0) {
-        room.all()[row] = all[0], room.all()[row + 8] = all[1];
-        sum = all[0] + all[1];
-    }
+    const float sum = quad_lane() == 0 ? -inverse[0] * all[0] - inverse[1] * all[1] : 0;
 #pragma unroll
     for (int i = 0; i < kFusedMap / 16; ++i)
         store_operand(room.du(), dphi.through_softmax(phi, i, positive, negative, inverse), i);

@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_rows(const FusedRowsArgs& args, const Fuse
 // dq = dS [k(b-1), k(b)] + du W^T
 template <int D, bool Far>
 __device__ __forceinline__ void make_dq(const FusedRowsArgs& args, const FusedHead& head, const RowsRoom<D>& room,
-                                        const RowsWalk& walk, int b, const FragmentA (&ds)[8]) {
+                                        RowsBarriers& barriers, const RowsWalk& walk, int b, const FragmentA (&ds)[8]) {
     float dq[D / 2];
     const WgmmaDescriptor before = mn_major(room.k(walk.stage(b - 1))), own = mn_major(room.k(walk.stage(b)));
     wgmma_fence();
@@ -116,6 +116,7 @@ __device__ __forceinline__ void make_dq(const FusedRowsArgs& args, const FusedHe
 #pragma unroll
     for (int k = 0; k < kFusedRows; k += 16) wgmma_rs<Major::MN>(dq, ds[4 + k / 16], own + 64 * k, true);
     if constexpr (Far) {
+        barriers.du_full.wait(walk.far_step(b) % 2);
         const WgmmaDescriptor du = k_major(room.du()), w = k_major(room.map(0));
 #pragma unroll
         for (int k = 0; k < kFusedMap; k += 16) wgmma_ss<Major::K>(dq, du + k, w + k, true);
@@ -177,8 +178,9 @@ __device__ __forceinline__ void make_window(const RowsArgs& args, const FusedHea
     release(barriers.v_free[value_before]);
     float part[2] = {};
     if constexpr (Far) {
-        barriers.du_full.wait(walk.far_step(b) % 2);
-        part[0] = room.all()[row] / window.ties[0], part[1] = room.all()[row + 8] / window.ties[1];
+        barriers.all_full.wait(walk.far_step(b) % 2);
+        part[0] = -inverse[0] * room.all()[row] / window.ties[0];
+        part[1] = -inverse[1] * room.all()[row + 8] / window.ties[1];
     }
     if (quad_lane() == 0) {
         const int64_t first = (head.item * args.rows.in.shape.blocks + b) * kFusedRows + row;
@@ -191,7 +193,9 @@ __device__ __forceinline__ void make_window(const RowsArgs& args, const FusedHea
     part[0] *= scale, part[1] *= scale;
     if (args.rows.dq) {
         window.differentiate(before, own, slope, shift, part);
-        make_dq<D, Far>(args.rows, head, room, walk, b, window.p);
+        make_dq<D, Far>(args.rows, head, room, barriers, walk, b, window.p);
+    } else if constexpr (Far) {
+        barriers.du_full.wait(walk.far_step(b) % 2);
     }
     release(barriers.k_free[walk.stage(b - 1)]);
     if constexpr (Far) barriers.du_free.arrive();
