@@ -17,7 +17,9 @@
 //          3 the rows of a looping block through shared memory by cp.async, 144 KiB under way an SM. Meant for 0.9; H200 0.79, 0.81, 0.84, 0.69.
 //          4 a block a row once more, but every load before any use, weights included, and the store from the same registers. Meant for
 //            0.88; H200 0.89, 0.88, 0.90, 0.91 (with one tensor for dx and dresidual; written twice it was 0.77).
-//          What binds is no longer the kernel: a copy of 64 MiB takes 34.6 to 35.8 us as cudaMemcpy or as 16 bytes a thread, 0.88 to 0.91.
+//          5 begun early (early.cuh): H200 0.94, 0.97, 0.90, 0.90. A call alone is what it was (the backward 52 us): empty blocks take 6 us,
+//            loads alone 41 of its 52, and a copy of 64 MiB 34.6 to 35.8 as cudaMemcpy or as 16 bytes a thread, 0.88 to 0.91. In a
+//            row (49 us) the next call's blocks are there when the last wave ends.
 //          Beside 4 on the H200, in us (forward 36, residual 69, backward 53, with dsum 67):
 //            loops with rows by the copy engine into a ring, 128 threads      37   72   54   70
 //            the same, results through shared memory by the copy engine       38   73   55   71
@@ -26,9 +28,10 @@
 //            two rows a block                                                 35   68   53   70
 //            streaming loads and stores (.cs), or loads past L1               37   75   56   73
 //            weights loaded after the sum                                     36   68
-//            launched before the kernel ahead has ended (programmatic)        34   67   47   62   one after the other; alone no gain
+//            loads that leave L2 first (a policy), or such that bypass L1     37        55   (52 alone, as 4)
 // SOURCE   arXiv 1910.07467.
 #include "kernels/common/cuda/block_rows.cuh"
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/norm_rows.cuh"
 #include "kernels/rms_norm/rms_norm.h"
 
@@ -51,6 +54,7 @@ struct BackwardArgs : Args {
 
 template <class S, bool HasResidual>
 __global__ void __launch_bounds__(S::kThreads) forward_block_kernel(const __grid_constant__ ForwardArgs a) {
+    join_stream();
     __shared__ float parts[1][S::kWarps];
     const int64_t row = blockIdx.x;
     const int columns = static_cast<int>(a.columns);
@@ -82,6 +86,7 @@ __global__ void __launch_bounds__(S::kThreads) forward_block_kernel(const __grid
 // ds = rstd g - shrink s + dsum with g = dy weight, shrink = rstd^3 mean(g s). With dy; without one a backward is a copy.
 template <class S, bool HasSum>
 __global__ void __launch_bounds__(S::kThreads) backward_block_kernel(const __grid_constant__ BackwardArgs a) {
+    join_stream();
     __shared__ float parts[1][S::kWarps];
     const int64_t row = blockIdx.x;
     const int columns = static_cast<int>(a.columns);
@@ -207,7 +212,7 @@ void rms_norm_forward_cuda(const RmsNormForward& args, Stream stream) {
         dispatch_block_rows("rms_norm", a.columns, {a.x, a.residual, a.y, a.sum}, {a.weight}, [&](auto shape) {
             dispatch_bool(static_cast<bool>(args.residual), [&](auto has_residual) {
                 using S = decltype(shape);
-                forward_block_kernel<S, has_residual()><<<grid_x(a.rows), S::kThreads, 0, queue>>>(a);
+                launch_joining(forward_block_kernel<S, has_residual()>, a.rows, S::kThreads, queue, a);
             });
         });
     if (!walked)
@@ -242,7 +247,7 @@ void rms_norm_backward_cuda(const RmsNormBackward& args, Stream stream) {
         dispatch_block_rows("rms_norm", a.columns, {a.s, a.dy, a.dsum}, {a.weight, a.dx, a.dresidual}, [&](auto shape) {
             dispatch_bool(static_cast<bool>(args.dsum), [&](auto has_sum) {
                 using S = decltype(shape);
-                backward_block_kernel<S, has_sum()><<<grid_x(a.rows), S::kThreads, 0, queue>>>(a);
+                launch_joining(backward_block_kernel<S, has_sum()>, a.rows, S::kThreads, queue, a);
             });
         });
     if (!walked)

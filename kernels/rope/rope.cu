@@ -15,11 +15,11 @@
 // LADDER   1 elementwise.cuh: every run of pairs loads its tables, 64 bytes beside 32 of x in bf16, and waits for each load in turn.
 //          2 four heads a thread, all loads under way at once: meant for 0.85 of a copy, 0.91 on an H100 (version 1: 0.69), 0.87 on an H200,
 //            where a copy of this size is itself at 0.88 (cudaMemcpy, cold) to 0.91 (16 bytes a thread, one call after the other).
+//          3 begun early (early.cuh): 0.91 on an H200 where calls follow each other (34.7 us), k 7.4 instead of 8.0; a call alone as 2.
 //          Beside 2 on the H200, alone with a typed store, us at 8 x 1024 tokens of 32 heads of 128 (2: 35.9):
 //            one, two or eight heads a thread                   38.0   35.5   59.7   (two, in this file: 36.5, k 9.2 instead of 8.0)
 //            tables through shared memory                       36.8
 //            a block of runs x heads x positions: no division   36.0
-//            launched before the kernel ahead has ended         34.2   one after the other; alone no gain
 // SOURCE   arXiv 2104.09864.
 #include <optional>
 
@@ -63,7 +63,10 @@ __device__ __forceinline__ int64_t start_row(int64_t position, int64_t length, i
 
 template <class T, bool kSequences>
 __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ HeadArgs a) {
-    if constexpr (kSequences) start_successor(), wait_for_predecessor();
+    if constexpr (kSequences)
+        start_successor(), wait_for_predecessor();
+    else
+        join_stream();
     const int item = blockIdx.x * kThreads + threadIdx.x;
     if (item >= a.items) return;
     const int run = item % a.runs, first_head = item / a.runs % a.spread, token = item / a.runs / a.spread;
@@ -126,14 +129,13 @@ bool rotate_heads(const TensorView& x, const TensorView& cos, const TensorView& 
     a.heads = static_cast<int>(x.size(1)), a.positions = static_cast<int>(x.size(2));
     a.runs = static_cast<int>(runs), a.spread = static_cast<int>(spread), a.items = static_cast<int>(items);
     a.rotation = {direction};
-    const bool early = hopper_applies({});  // of a decode step: beside the end of the product that x comes from
+    const bool early = hopper_applies({});  // beside the end of the product that x comes from
     const cudaStream_t queue = cuda::handle_of(stream);
     dispatch_cuda(x.dtype, "rope", [&](auto type) {
         dispatch_bool(static_cast<bool>(positions), [&](auto sequences) {
             using T = typename decltype(type)::type;
             launch_early(head_kernel<T, sequences()>,
-                         {.blocks = ceil_div(items, kThreads), .threads = kThreads, .early = sequences() && early},
-                         queue, a);
+                         {.blocks = ceil_div(items, kThreads), .threads = kThreads, .early = early}, queue, a);
         });
     });
     LC_LAUNCHED("rope", queue);

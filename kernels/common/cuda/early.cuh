@@ -7,8 +7,15 @@
 // A kernel that was launched early waits before it reads what others write and before it writes. As all wait, kernels further back have
 // ended then, too.
 //
+//   device   join_stream();           // both, first of all: only the start of the kernel and of the next one are early
+//   host     launch_joining(kernel, blocks, threads, stream, args...)   // for such a kernel, where the device runs code that waits
+//
+// join_stream() waits before it lets the next kernel begin, so that one may rely, from its first instruction on, on all that came before
+// this kernel; what this kernel writes it awaits as ever.
+//
 // SOURCE  PTX ISA, "griddepcontrol"; CUDA runtime API, cudaLaunchAttributeProgrammaticStreamSerialization.
 #pragma once
+#include "kernels/common/cuda/hopper.h"
 #include "kernels/common/cuda/launch.h"
 
 namespace lc::kernels {
@@ -51,6 +58,17 @@ __device__ __forceinline__ void start_successor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+__device__ __forceinline__ void join_stream() {
+    wait_for_predecessor();
+    start_successor();
+}
+
+template <class... Parameters, class... Arguments>
+void launch_joining(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t queue,
+                    const Arguments&... arguments) {
+    launch_early(kernel, {.blocks = blocks, .threads = threads, .early = hopper_applies({})}, queue, arguments...);
 }
 
 }  // namespace lc::kernels
