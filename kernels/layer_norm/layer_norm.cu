@@ -1,25 +1,31 @@
 // Layer norm on the GPU.
 //
 // MATHS    layer_norm.h.
-// TILING   aligned rows of 1025 to 8192 elements: a block a row, block_rows.cuh; the forward loads weight and bias last, so that six blocks
-//          share an SM. Others: norm_rows.cuh, a warp or a block a row; rows of up to 8192 elements stay in registers from the sums to the
-//          result, longer ones are read again, from L1 or L2. dbias is column_sum.
+// TILING   aligned rows of 1025 to 8192 elements: block_rows.cuh, in the backward a block a row. The forward takes two rows a block and has
+//          one barrier: a warp makes the mean of its own numbers and their squared distances from that, the block merges what its warps
+//          made; weight and bias are loaded last, so that four blocks share an SM. Others: norm_rows.cuh, a warp or a block a row; rows
+//          of up to 8192 elements stay in registers from the sums to the result, longer ones are read again, from L1 or L2. dbias is
+//          column_sum. The kernels begin early (early.cuh).
 // COST     forward: x and y once. Backward: x, dy and dx once; dweight and dbias read x and dy once more (frozen parameters
 //          want none).
-// NUMERICS f32 throughout; the variance is the mean of squared distances from the mean, in a second pass over what is in registers:
-//          no cancellation. Sums as a tree over threads, in an order that depends on D alone.
-// LADDER   8192 x 4096 in bf16 on an H200, share of a copy's bandwidth: forward, backward
+// NUMERICS f32 throughout; the variance is the mean of squared distances from the mean, of what is in registers: no cancellation, also
+//          where means of parts are merged (Chan et al. 1979). Sums as a tree over threads, in an order that depends on D alone.
+// LADDER   8192 x 4096 in bf16 on an H200, share of a copy's bandwidth: forward, backward; meant for 0.88
 //          1 norm_rows.cuh: 0.37, 0.36.
 //          2 block_rows.cuh as RMS norm has it, weight and bias loaded between the two sums: 0.60, 0.86. 64 registers, four blocks an SM:
 //            too few bytes under way in the forward, whose chain of two sums is twice as long.
 //          3 weight and bias after the sums, 40 registers: 0.75, 0.86.
-//          Beside 3, the forward in us (3: 42 of 31.6 at best):
-//            four rows a block at once, a warp's sums merged by one barrier     38
-//            two rows so                                                        39
-//            one pass about the row's first number, one row a block             43   (four: 38)
-//            a block walks 8 rows, the next one's load under way                41
+//          4 two rows a block, a barrier less, begun early: 0.91 (alone, as below); an H100 has 0.94, 0.91.
+//          Beside 4, alone with typed loads and stores, the forward in us, launched early or not (4: 34.7, 36.9; 3: 39.8; 31.6 at best)
+//            four rows a block                                                  39.0   39.5   (parameters first: 36.0, 37.8)
+//            one row a block, six blocks an SM                                  48.5          (registers: 40, spills)
+//            two rows, a barrier a sum                                          35.2
+//            as many blocks as run at a time, rows by the copy engine into a ring, parameters in registers: two rows 38.0   39.7,
+//              one row and 128 threads                                                 39.0
+//            one pass about the row's first number, one row a block                    43     (four: 38)
 // SOURCE   arXiv 1607.06450.
 #include "kernels/common/cuda/block_rows.cuh"
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/norm_rows.cuh"
 #include "kernels/layer_norm/layer_norm.h"
 
@@ -38,43 +44,86 @@ struct BackwardArgs {
     int64_t rows, columns;
 };
 
+constexpr int kTogether = 2;  // rows of a block of the forward
+
+// What each warp knows of a row: the mean of its numbers and their squared distances from it; `count` of them.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, 1536 / S::kThreads)
+struct WarpMoments {
+    float count[S::kWarps], mean[kTogether][S::kWarps], squares[kTogether][S::kWarps];
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, (sizeof(typename S::Type) == 2 ? 1024 : 512) / S::kThreads)
     forward_block_kernel(const __grid_constant__ ForwardArgs a) {
-    __shared__ float parts[2][1][S::kWarps];
-    const int64_t row = blockIdx.x;
-    const int columns = static_cast<int>(a.columns);
-    typename S::Bits x;
-    S::load(a.x, row, columns, x);
-    float sum[1] = {}, squares[1] = {};
+    constexpr int kRows = kTogether;
+    __shared__ WarpMoments<S> moments;
+    join_stream();
+    const int64_t first = int64_t{blockIdx.x} * kRows;
+    const int rows = static_cast<int>(min(int64_t{kRows}, a.rows - first)), columns = static_cast<int>(a.columns);
+    const int warp = threadIdx.x / kWarp;
+    typename S::Bits x[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) S::load(a.x, first + min(r, rows - 1), columns, x[r]);
+    float count = 0;
 #pragma unroll
     for (int k = 0; k < S::kRuns; ++k)
+        count += static_cast<float>(max(0, min(columns - (k * S::kThreads + warp * kWarp) * kRun, kWarp * kRun)));
+    const float share = count > 0 ? 1 / count : 0.0f;
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) sum[0] += x[k].get(j);
-    S::sum(sum, parts[0]);
-    const float mean = sum[0] / static_cast<float>(columns);
-    S::forget_floats(x);
+    for (int r = 0; r < kRows; ++r) {
+        float sum = 0, squares = 0;
+#pragma unroll
+        for (int k = 0; k < S::kRuns; ++k)
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) sum += x[r][k].get(j);
+        const float mean = warp_sum(sum) * share;
+        S::forget_floats(x[r]);
+        S::for_runs(columns, [&](int k) {
+#pragma unroll
+            for (int j = 0; j < kRun; ++j) squares += (x[r][k].get(j) - mean) * (x[r][k].get(j) - mean);
+        });
+        squares = warp_sum(squares);
+        if (threadIdx.x % kWarp == 0) moments.mean[r][warp] = mean, moments.squares[r][warp] = squares;
+    }
+    if (threadIdx.x % kWarp == 0) moments.count[warp] = count;
+    __syncthreads();
+    float mean[kRows], rstd[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        S::forget_floats(x[r]);
+        mean[r] = 0;
+        float squares = 0;
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) mean[r] += moments.count[w] * moments.mean[r][w];
+        mean[r] /= static_cast<float>(columns);
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) {
+            const float apart = moments.mean[r][w] - mean[r];
+            squares += moments.squares[r][w] + moments.count[w] * apart * apart;
+        }
+        rstd[r] = 1 / sqrtf(squares / static_cast<float>(columns) + a.eps);
+        if (threadIdx.x == 0 && r < rows)
+            flat_statistic(a.mean, first + r) = mean[r], flat_statistic(a.rstd, first + r) = rstd[r];
+    }
+    typename S::Values weight, bias;  // not before: registers
+    S::load_parameter(a.weight, columns, weight);
+    S::load_parameter(a.bias, columns, bias);
     S::for_runs(columns, [&](int k) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) squares[0] += (x[k].get(j) - mean) * (x[k].get(j) - mean);
-    });
-    S::sum(squares, parts[1]);
-    S::forget_floats(x);
-    const float rstd = 1 / sqrtf(squares[0] / static_cast<float>(columns) + a.eps);
-    if (threadIdx.x == 0) flat_statistic(a.mean, row) = mean, flat_statistic(a.rstd, row) = rstd;
-    S::for_runs(columns, [&](int k) {
-        float weight[kRun], bias[kRun];  // not before: registers
-        load_packed(a.weight.elements, S::column(k), weight);
-        load_packed(a.bias.elements, S::column(k), bias);
-        RunBits<typename S::Type> y;
+        for (int r = 0; r < kRows; ++r) {
+            if (r >= rows) continue;
+            RunBits<typename S::Type> y;
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) y.set(j, (x[k].get(j) - mean) * rstd * weight[j] + bias[j]);
-        S::store_bits(a.y, row, k, y);
+            for (int j = 0; j < kRun; ++j) y.set(j, (x[r][k].get(j) - mean[r]) * rstd[r] * weight[k][j] + bias[k][j]);
+            S::store_bits(a.y, first + r, k, y);
+        }
     });
 }
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads) backward_block_kernel(const __grid_constant__ BackwardArgs a) {
+__global__ void __launch_bounds__(S::kThreads, (sizeof(typename S::Type) == 2 ? 1280 : 768) / S::kThreads)
+    backward_block_kernel(const __grid_constant__ BackwardArgs a) {
+    join_stream();
     __shared__ float parts[2][S::kWarps];
     const int64_t row = blockIdx.x;
     const int columns = static_cast<int>(a.columns);
@@ -185,7 +234,7 @@ void layer_norm_forward_cuda(const LayerNormForward& args, Stream stream) {
     const bool walked = is_flat_statistic(a.mean) && is_flat_statistic(a.rstd) &&
                         dispatch_block_rows("layer_norm", a.columns, {a.x, a.y}, {a.weight, a.bias}, [&](auto shape) {
                             using S = decltype(shape);
-                            forward_block_kernel<S><<<grid_x(a.rows), S::kThreads, 0, queue>>>(a);
+                            launch_joining(forward_block_kernel<S>, ceil_div(a.rows, kTogether), S::kThreads, queue, a);
                         });
     if (!walked)
         dispatch_sharing(a.columns, [&](auto sharing) {
@@ -217,7 +266,7 @@ void layer_norm_backward_cuda(const LayerNormBackward& args, Stream stream) {
     const bool walked = is_flat_statistic(a.mean) && is_flat_statistic(a.rstd) &&
                         dispatch_block_rows("layer_norm", a.columns, {a.x, a.dy}, {a.weight, a.dx}, [&](auto shape) {
                             using S = decltype(shape);
-                            backward_block_kernel<S><<<grid_x(a.rows), S::kThreads, 0, queue>>>(a);
+                            launch_joining(backward_block_kernel<S>, a.rows, S::kThreads, queue, a);
                         });
     if (!walked)
         dispatch_sharing(a.columns, [&](auto sharing) {
