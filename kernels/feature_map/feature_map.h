@@ -12,7 +12,8 @@
 //
 // softmax, max and min run over the F entries of one row. Nothing is scaled by 1/sqrt(D).
 //
-// On the GPU w and b may be f32 beside bf16 x and phi; dw and db are then f32.
+// On the GPU w and b may be f32 beside bf16 x and phi; dw and db are then f32. The tiles of feature_map_tiles.h take w as rounded to bf16,
+// forward and backward, as attention does.
 #pragma once
 #include <string_view>
 

@@ -24,6 +24,14 @@ OpCase make(std::string variant, Shape x, Shape w, Options o, Shape b = {}) {
     return c;
 }
 
+// Of a shape that the GPU's tiles take beside bf16 rows: they round w.
+OpCase tiled(std::string variant, Shape x, Shape w, Options o = {}) {
+    OpCase c = make(std::move(variant), std::move(x), std::move(w), o);
+    c.inputs[1].rounded = true;
+    c.heavy = true;
+    return c;
+}
+
 }  // namespace
 
 LC_OP_CASES(feature_map) {
@@ -32,20 +40,12 @@ LC_OP_CASES(feature_map) {
         const std::string name(kernels::name_of(activation));
         add(make(name, {2, 3, 5, 8}, {3, 8, 4}, {activation}));
         add(make(name + "_gqa_skip", {1, 2, 67, 6}, {4, 6, 6}, {activation, true}));
-        OpCase tiles = make(name + "_tiles_d64", {1, 1, 37, 64}, {2, 64, 64}, {activation});
-        tiles.heavy = true;
-        tiles.tolerance_factor = 2;
-        tiles.tolerance_reason = "beside bf16 rows the GPU's tiles round w to bf16, as attention does; exponentials of large sums show it";
-        add(tiles);
+        add(tiled(name + "_tiles_d64", {1, 1, 37, 64}, {2, 64, 64}, {activation}));
     }
     add(make("relu_head_bias", {2, 2, 7, 8}, {2, 8, 8}, {FeatureActivation::relu, false, true}, {2, 1}));
     add(make("relu_vector_bias", {1, 2, 9, 8}, {4, 8, 5}, {FeatureActivation::relu, false, true}, {4, 5}));
-    OpCase heavy = make("tiles", {2, 2, 35, 128}, {4, 128, 64}, {});
-    heavy.heavy = true;
-    add(heavy);
-    heavy = make("more_rows_than_a_block", {1, 1, 600, 128}, {1, 128, 64}, {});
-    heavy.heavy = true;
-    add(heavy);
+    add(tiled("tiles", {2, 2, 35, 128}, {4, 128, 64}));
+    add(tiled("more_rows_than_a_block", {1, 1, 600, 128}, {1, 128, 64}));
     add(make("relu_tiles_bias_skip", {1, 2, 33, 72}, {2, 72, 72}, {FeatureActivation::relu, true, true}, {2, 72}));
     add(make("one", {1, 1, 1, 1}, {1, 1, 1}, {}));
     OpCase bench = make("8x1024_h8_d64", {8, 8, 1024, 64}, {8, 64, 64}, {});

@@ -32,7 +32,8 @@ Tensor make_floats(const OpInput& input, const Target& target, const Random& ran
         if (input.fill == Fill::Uniform) value = random.uniform(i) * input.scale;
         return static_cast<float>(value);
     });
-    return input.wide ? numbers.to(statistics_dtype(target.dtype)) : numbers.to(target.values).to(target.dtype);
+    const Tensor held = input.wide && !input.rounded ? numbers : numbers.to(target.values);
+    return held.to(input.wide ? statistics_dtype(target.dtype) : target.dtype);
 }
 
 Tensor make_ids(const OpInput& input, const Random& random) {

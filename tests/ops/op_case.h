@@ -29,6 +29,7 @@ struct OpInput {
     bool differentiable = true; // ignored for Ids and Labels
     DType ids_dtype = DType::i32;
     bool wide = false;          // stays f32 beside bf16 activations: a trainable parameter, a statistic, optimizer state
+    bool rounded = false;       // wide, but of numbers that the activations' dtype has: where a kernel rounds the parameter itself
 };
 
 // Where and in what precision a case runs. `values` is the dtype whose numbers the inputs hold: the f64 oracle of a bf16 run
