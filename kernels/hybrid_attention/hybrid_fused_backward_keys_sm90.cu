@@ -39,6 +39,14 @@
 //          7 186  without those; phi_q and phi_k by one piece of code.
 //          8 173  without dWk dv and dk at once: one meeting and one wait a block instead of two. Predicted: 165. The window now waits for
 //                 q and dy, whose places are free late.
+//          From here on an H100, the whole backward cold (434 with 8):
+//          9 431  heads of a thread block follow each other without a meeting; q and dy are free before the last products. Predicted: 425.
+//         10 +2   (not kept) both blocks of rows by one piece of the window's code. Predicted: -8.
+//         11 +2   (not kept) without dWk du by the maps. Predicted: -35. The gradients, free of a quarter of their work, wait 2000 clocks a
+//                 block more for the window, and that 1600 for q: each chain of roles is about as long as any other.
+//         12 +60  (not kept) 11 with k and v copied behind T's sum, so that it need not wait for their places: phi_q, T, k, phi_k and du
+//                 are then one loop.
+//         13 +17  (not kept) this walk launched early, beside the end of the walk over the rows. Predicted: -3.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/common/dispatch.h"

@@ -35,10 +35,10 @@
 //          6 191  dN not made, nor written: the walk over the keys takes dy and 1 / Z. z by column sums on the cores. Predicted: 180.
 //                 10500 clocks; the features and the window wait for instructions 29 and 26 %, where both run code without
 //                 exponentials, and are the limit; the state now waits for du a third of the time.
-//          7 208  (not kept) phi_k by the state, which waits most, so that the features have a third less to do. Predicted: 160. A
-//                 second piece of code for features next to phi_q's costs more than the shared work: both other roles wait as before.
-//          8 187  the window gets D before du is made and goes on to dS, and waits for du only ahead of the last product of dq.
-//                 Predicted: 172; by clock stamps it had waited 1200 clocks a block there.
+//          7 +17  (not kept; H100, whole backward) phi_k by the state, which waits most, so that the features have a third less to do.
+//                 Predicted: -30. A second piece of code for features next to phi_q's costs more than the work that moved.
+//          8 -5   (H100, whole backward) the window gets D before du is made, goes on to dS, and waits for du only ahead of the last
+//                 product of dq. Predicted: -19; by clock stamps it had waited 1200 clocks a block there.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_rows_features.cuh"

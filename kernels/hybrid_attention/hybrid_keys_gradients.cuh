@@ -177,6 +177,9 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
         barriers.copy_free.arrive();
         barriers.phi_k_free.arrive();
     }
+    wgmma_wait<0>();  // weights of block c come later than that: the copies of block c - 1 need not wait for them
+    release(barriers.dn_free[next]);
+    if constexpr (!kMap) release(barriers.q_free[next]);
     barriers.dn_full[own].wait(walk.row_parity(c));
     if constexpr (!kMap) barriers.q_full[own].wait(walk.row_parity(c));
     barriers.weights_full[1].wait(parity);
@@ -184,9 +187,6 @@ __device__ __forceinline__ void make_gradient(const KeysArgs& args, const FusedH
     accumulate<D>(dv, room.weights(1), room.dn(own));
     if constexpr (!kMap) accumulate<D>(dk, room.score_gradients(1), room.q(own));
     wgmma_commit();
-    wgmma_wait<1>();  // the copy of block c - 1 takes these places
-    release(barriers.dn_free[next]);
-    if constexpr (!kMap) release(barriers.q_free[next]);
     wgmma_wait<0>();
     wgmma_settle(dv);
     if constexpr (kMap) {
