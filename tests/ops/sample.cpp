@@ -85,6 +85,9 @@ LC_OP_CASES(sample) {
     add(make("top_k", {.batch = 5, .v = 1000, .settings = drawn(1, 20)}));
     add(make("top_p", {.batch = 5, .v = 1000, .settings = drawn(0.9)}));
     add(make("all_filters", {.batch = 4, .v = 9001, .settings = drawn(0.95, 300, 0.01)}));
+    OpCase many = make("many_tiles", {.batch = 2, .v = 70001, .settings = drawn(0.9, 5000, 0.0001)});
+    many.heavy = true;
+    add(many);
     SampleSettings penalties = drawn(0.95);
     penalties.repetition = 1.3, penalties.presence = 0.2, penalties.frequency = 0.1;
     penalties.uses_bias = penalties.uses_seen = 1;
