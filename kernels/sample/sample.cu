@@ -20,7 +20,9 @@
 //          2 clusters of eight (two): H100 11 (18), 32 (74), 126 (175), 171 (226).
 //          3 listed scores compared directly, no pass for ties where all stay: H100 11 (18), 32, 120, 128.
 //          4 a histogram of what is within eight of the best, a thirtieth of the atomics: H100 11, 32, 119, 128. Neither atomics nor the
-//            vocabulary's share of a block bind any longer: each pass is new code, 16 ids unrolled, that no instruction cache holds.
+//            vocabulary's share of a block bind any longer, but code: a pass is 16 ids unrolled, that no instruction cache holds.
+//          Beside 4, all passes in loops of two ids: 12 (23), 32 (75), 84 (154), 93 (186), but 256 sequences greedy 81 instead of 59, drawn
+//            246 instead of 213: worth it for find_cut alone, which was not tried.
 // SOURCE   own; radix selection as in Alabi et al., "Fast k-selection algorithms for graphics processing units", JEA 2012.
 #include "kernels/common/cuda/run.cuh"
 #include "kernels/sample/sample_rules.h"
