@@ -233,7 +233,7 @@ Buffers lora_factors_workspace(const LoraCall& c, DeviceType device) {
     const int64_t width = static_cast<int64_t>(c.outs.size()) * kernels::lora_columns(c.rank);
     const int64_t out = std::accumulate(c.outs.begin(), c.outs.end(), int64_t{});
     const int64_t counters = ceil_div(c.rows, 256) * 2 + 2;
-    return {size_of(c.dtype) * width * (c.in + 2 * out) + 4 * counters};
+    return {size_of(c.dtype) * width * (c.in + out) + 4 * counters};
 }
 
 namespace {

@@ -67,10 +67,11 @@ void product(Op op_a, Op op_b, double alpha, const Matrix& a, const Matrix& b, f
 constexpr Op kNone = Op::None, kTransposed = Op::Transpose;
 
 template <class Projection>
-LoraFactors factors_of(const std::vector<Projection>& projections, int64_t rows, DType dtype, Stream stream) {
+LoraFactors factors_of(const std::vector<Projection>& projections, int64_t rows, DType dtype, bool transposed,
+                       Stream stream) {
     std::vector<LoraFactor> factors;
     for (const Projection& i : projections) factors.push_back({i.a, i.b, i.s});
-    return make_lora_factors(factors, dtype, lora_sm90_counters(rows), stream);
+    return make_lora_factors(factors, dtype, transposed, lora_sm90_counters(rows), stream);
 }
 
 template <class Projection>
@@ -139,11 +140,12 @@ struct Backward {
     }
 
     void make_q_and_dx() {
-        factors = factors_of(args.projections, x.rows, dtype, stream);
-        low = DeviceScratch<std::byte>(x.rows * factors.width * size_of(dtype), stream);
         if (dx) w = weights_of(args.projections, dtype);
-        if (wants_sm90(dx && x.rows >= kLoraSm90Rows && lora_sm90_takes(dx) && all_taken(dy) && all_taken(w)))
-            return void(sums = lora_backward_sm90(dy, w, factors, low.data(), dx, sides(), stream));
+        const bool at_once =
+            wants_sm90(dx && x.rows >= kLoraSm90Rows && lora_sm90_takes(dx) && all_taken(dy) && all_taken(w));
+        factors = factors_of(args.projections, x.rows, dtype, at_once, stream);
+        low = DeviceScratch<std::byte>(x.rows * factors.width * size_of(dtype), stream);
+        if (at_once) return void(sums = lora_backward_sm90(dy, w, factors, low.data(), dx, sides(), stream));
         float beta = dx.beta;
         for (size_t i = 0; i < dy.size(); ++i) {
             const LoraFactors::Place& place = factors.places[i];
@@ -227,7 +229,7 @@ void lora_linear_forward_cuda(const LoraLinearForward& args, Stream stream) {
         if (args.projections[i].bias) bias[i].emplace(args.projections[i].bias, dtype);
     const auto bias_of = [&](size_t i) { return bias[i] ? bias[i]->data : nullptr; };
     const DeviceOutRows p(args.p);
-    const LoraFactors factors = factors_of(args.projections, x.rows, dtype, stream);
+    const LoraFactors factors = factors_of(args.projections, x.rows, dtype, false, stream);
     if (wants_sm90(x.rows >= kLoraSm90Rows && lora_sm90_takes(x) && lora_sm90_takes(p) && all_taken(w) &&
                    all_taken(y))) {
         std::vector<const void*> rows;

@@ -34,6 +34,17 @@
 //          7 64 ranks of q, k, v: 192 at once on four multiprocessors, meant for 61 us for 256 rows, took 80, and tiles waited: 30 % in the
 //            forward. 64 at a time on twelve, with a thirteenth wave for the others: 15 %. Backward with dB in a launch of its own 31 %,
 //            with units like those of dA 24 %: they outlast the tiles by 55 us.
+//          8 Launched beside the factors' kernel, pairs are placed as multiprocessors become free: the first tile of dx took 85 thousand cycles,
+//            behind it 72, later ones 70. That kernel, eight elements a thread: 26 us of q, k, v of 64 to 9. p of 96 ranks in one pass over x,
+//            for two of which tiles waited 24 us. Over cuBLASLt in the same run (H100), of 8 backward o 13.6 to 11.7 %, q, k, v 9.2 to 8.8 %, of
+//            32 forward 9 to 1 %, of 64 11.6 to 9.5 and 26.4 to 24.2 %.
+//          9 What lost, in the backward of 8 for o: dB from the tiles of dy that q is made of, meant to cost nothing there: m64n8k16 with both
+//            operands transposed takes 32 cycles whatever N is, q came after 410 us instead of 240 (of 64 ranks 860, and tiles waited), and as
+//            much of dA was left as that was late: 9.0 % for 9.7. dA by the idle warps beside the producer in ordinary arithmetic, meant to leave
+//            nothing: shared memory is taken by wgmma and copies, 200 cycles a row for 60, 54 %. dB of up to 32 ranks observed and added to
+//            workspace by red, meant to save 48 us of 16 ranks: a tile took 3 to 8 thousand cycles longer, 21 to 26 %. Units of dA of 256 or
+//            128 rows, claimed late: no shorter tail.
+//            What is left: 4 % as in the forward, 8 us of dB, 18 us from the last tile on, 10 us of the first two tiles (a pass over W).
 // SOURCE   arXiv 2106.09685; PTX ISA, "wgmma.mma_async", "cp.async.bulk.tensor".
 #include "kernels/common/cuda/cluster.cuh"
 #include "kernels/common/cuda/early.cuh"
@@ -56,11 +67,11 @@ __global__ void __launch_bounds__(kRoleThreads, 1) sum_of_products_kernel(const 
     if (threadIdx.x == 0) barriers.init();
     cluster_arrive(), cluster_wait();  // the other block's barriers are there as well
     if (warpgroup == kConsumers) {
-        shrink_registers<kProducer>();
+        shrink_registers<kProducer<B>>();
         if (threadIdx.x == kConsumers * kWarpgroup)
             Producer<B>{args, shared, barriers, {}, static_cast<int>(blockIdx.x) % kPair}.run();
     } else {
-        grow_registers<kConsumer>();
+        grow_registers<kConsumer<B>>();
         Consumer<B>{args, shared, barriers, warpgroup, {}}.run();
     }
     __syncwarp();
@@ -125,8 +136,13 @@ Share share_of(const Args& args, int most) {
 
 template <Major B>
 void launch(const Args& args, int clusters, Stream stream) {
+    // Not early: pairs would be placed as multiprocessors become free, and the first tiles take a fifth longer then.
     launch_early(sum_of_products_kernel<B>,
-                 {.blocks = clusters * kPair, .threads = kRoleThreads, .shared_bytes = kBytes<B>, .cluster = kPair},
+                 {.blocks = clusters * kPair,
+                  .threads = kRoleThreads,
+                  .shared_bytes = kBytes<B>,
+                  .cluster = kPair,
+                  .early = false},
                  cuda::handle_of(stream), args);
     LC_LAUNCHED("lora_linear", cuda::handle_of(stream));
 }
@@ -162,7 +178,10 @@ int64_t lora_sm90_counters(int64_t rows) {
 void lora_forward_sm90(const DeviceRows& x, const std::vector<DeviceRows>& w, const std::vector<const void*>& bias,
                        const LoraFactors& factors, const std::vector<DeviceOutRows>& y, void* p, Stream stream) {
     Args args = args_of(x.rows, factors, p);
-    args.low_factors = 1, args.low_ranks = ranks_at_a_time(factors.width);
+    args.low_factors = 1;
+    // All in one pass over x where that is possible.
+    const bool wide = factors.width > kLow && factors.width <= kMostLow<Major::K>;
+    args.low_ranks = wide ? kMostLow<Major::K> : ranks_at_a_time(factors.width);
     args.low_blocks = tiles_of(factors.width, args.low_ranks);
     for (size_t i = 0; i < w.size(); ++i) {
         const LoraFactors::Place& place = factors.places[i];

@@ -14,8 +14,15 @@ inline constexpr int kM = 128, kN = 256, kK = 64,
                      kLow = 64;  // rows of a block, columns, step of k, most ranks in one copy
 inline constexpr int kPair = 2, kStages = 4,
                      kGroup = 4;  // blocks of a cluster; steps under way; pairs whose tiles are taken together
-inline constexpr int kProducer = 40, kConsumer = 232;  // registers
-inline constexpr int kMostSteps = 8;                   // of k, whose dB one block keeps
+// Ranks of p or q that are made at a time, at most.
+template <Major B>
+inline constexpr int kMostLow = B == Major::K ? 96 : kLow;
+// Registers. Of the pairs that fill the register file, those that spill least.
+template <Major B>
+inline constexpr int kProducer = B == Major::K ? 40 : 56;
+template <Major B>
+inline constexpr int kConsumer = B == Major::K ? 232 : 224;
+inline constexpr int kMostSteps = 8;  // of k, whose dB one block keeps
 
 using TileA = WgmmaTile<kM, kK>;
 template <Major B>

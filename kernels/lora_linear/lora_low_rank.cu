@@ -27,40 +27,72 @@ namespace {
 
 // --- factors ---
 
-constexpr int kFactorThreads = 256;
+constexpr int kFactorThreads = 64, kRun = 8;  // elements of a row that a thread makes
 
 struct FactorArgs {
     Operand a[kMostAdapted], b[kMostAdapted];
     float s[kMostAdapted];
     int rank[kMostAdapted], first_column[kMostAdapted], first_row[kMostAdapted];
     int count = 0, counters = 0, in = 0, out = 0, width = 0;
+    bool transposed = false;  // b
     int* zeros = nullptr;
 };
 
+__device__ __forceinline__ int layer_of(const int (&first)[kMostAdapted], int count, int i) {
+    int layer = 0;
+    while (layer + 1 < count && i >= first[layer + 1]) ++layer;
+    return layer;
+}
+// Elements `from` of a tensor, 0 where it is negative; all loads before anything waits for one.
+__device__ __forceinline__ void load_run(const Operand& x, const int (&from)[kRun], float (&to)[kRun]) {
+    if (x.flat && x.dtype == DType::f32) {
+        const float* data = reinterpret_cast<const float*>(x.base) + x.offset;
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) to[k] = from[k] < 0 ? 0 : data[from[k]];
+    } else {
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) to[k] = from[k] < 0 ? 0 : x.load(from[k]);
+    }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kFactorThreads) factor_kernel(const __grid_constant__ FactorArgs f, T* to) {
-    start_successor();
-    const int step = static_cast<int>(gridDim.x) * kFactorThreads, of_a = f.width * f.in, of_b = f.width * f.out;
+    const int step = static_cast<int>(gridDim.x) * kFactorThreads;
     const int first = static_cast<int>(blockIdx.x) * kFactorThreads + static_cast<int>(threadIdx.x);
     for (int i = first; i < f.counters; i += step) f.zeros[i] = 0;
-    for (int i = first; i < of_a + 2 * of_b; i += step) {
-        const bool is_a = i < of_a, flipped = i >= of_a + of_b;
-        const int within = is_a ? i : i - of_a - (flipped ? of_b : 0);
-        const int row_size = is_a ? f.in : flipped ? f.out : f.width, row = within / row_size;
-        // Row of a, or column of b: which rank of all.
-        const int column = is_a || flipped ? row : within % row_size, other = is_a || flipped ? within % row_size : row;
-        float value = 0;
-        for (int p = 0; p < f.count; ++p) {
-            const int r = column - f.first_column[p];
-            if (r < 0 || r >= f.rank[p]) continue;
-            if (is_a) {
-                value = f.a[p].load(int64_t{r} * f.in + other);
-            } else {
-                const int64_t from = other - f.first_row[p];
-                if (from >= 0 && from < f.b[p].shape[0]) value = f.s[p] * f.b[p].load(from * f.rank[p] + r);
-            }
+    const int b_columns = f.transposed ? f.out : f.width, b_rows = f.transposed ? f.width : f.out;
+    const int a_runs = (f.in + kRun - 1) / kRun, b_runs = (b_columns + kRun - 1) / kRun, of_a = f.width * a_runs;
+    for (int i = first; i < of_a + b_rows * b_runs; i += step) {
+        const bool is_a = i < of_a;
+        const int run = is_a ? i : i - of_a, runs = is_a ? a_runs : b_runs, columns = is_a ? f.in : b_columns;
+        const int row = run / runs, column = run % runs * kRun;
+        const bool by_rank = is_a || f.transposed;
+        const int layer = layer_of(by_rank ? f.first_column : f.first_row, f.count, row);
+        const Operand& x = is_a ? f.a[layer] : f.b[layer];
+        int from[kRun];
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) {
+            const int other = column + k, of_rank = by_rank ? row : other;  // of all layers'
+            const int rank = of_rank - f.first_column[layer];
+            const int place = is_a ? other : (by_rank ? other : row) - f.first_row[layer];  // within the layer
+            const bool there =
+                rank >= 0 && rank < f.rank[layer] && place >= 0 && (is_a ? place < f.in : place < x.shape[0]);
+            from[k] = !there ? -1 : is_a ? rank * f.in + place : place * f.rank[layer] + rank;
         }
-        to[i] = from_float<T>(value);
+        float values[kRun];
+        load_run(x, from, values);
+        Pack<T> packs[kRun / Pack<T>::kSize];
+#pragma unroll
+        for (int k = 0; k < kRun; ++k)
+            packs[k / Pack<T>::kSize].set(k % Pack<T>::kSize, is_a ? values[k] : f.s[layer] * values[k]);
+        T* at = to + (is_a ? 0 : int64_t{f.width} * f.in) + int64_t{row} * columns + column;
+        if (columns % kRun == 0) {
+#pragma unroll
+            for (int k = 0; k < kRun; k += Pack<T>::kSize) store_pack(at + k, packs[k / Pack<T>::kSize]);
+        } else {
+            for (int k = 0; k < kRun && column + k < columns; ++k)
+                at[k] = packs[k / Pack<T>::kSize].values[k % Pack<T>::kSize];
+        }
     }
 }
 
@@ -171,6 +203,8 @@ __global__ void __launch_bounds__(kThreads, 4) gradient_kernel(const __grid_cons
             }
 }
 
+constexpr int kTotalThreads = 256;
+
 struct TotalArgs {
     struct Total {
         LoraParts parts;
@@ -182,11 +216,11 @@ struct TotalArgs {
 };
 
 // The sum over slices, in order.
-__global__ void __launch_bounds__(kFactorThreads) total_kernel(const __grid_constant__ TotalArgs args) {
+__global__ void __launch_bounds__(kTotalThreads) total_kernel(const __grid_constant__ TotalArgs args) {
     wait_for_predecessor();
     const TotalArgs::Total& total = args.totals[blockIdx.y];
-    const int64_t size = total.rank * total.columns, step = static_cast<int64_t>(gridDim.x) * kFactorThreads;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kFactorThreads + threadIdx.x; i < size; i += step) {
+    const int64_t size = total.rank * total.columns, step = static_cast<int64_t>(gridDim.x) * kTotalThreads;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * kTotalThreads + threadIdx.x; i < size; i += step) {
         const float* part = total.parts.data + total.parts.first_rank * total.columns + i;
         float sum = 0;
 #pragma unroll 8
@@ -199,11 +233,12 @@ __global__ void __launch_bounds__(kFactorThreads) total_kernel(const __grid_cons
 
 }  // namespace
 
-LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtype, int64_t counters, Stream stream) {
+LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtype, bool transposed, int64_t counters,
+                              Stream stream) {
     LoraFactors result;
     result.dtype = dtype, result.in = factors[0].a.size(1);
     FactorArgs args;
-    args.counters = static_cast<int>(counters);
+    args.counters = static_cast<int>(counters), args.transposed = transposed;
     for (const auto& [a, b, s] : factors) {
         const int64_t rank = a.size(0), out = b.size(0);
         result.places.push_back({rank, out, result.width, result.out});
@@ -213,7 +248,7 @@ LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtyp
         args.first_row[args.count++] = static_cast<int>(result.out);
         result.width += lora_columns(rank), result.out += out;
     }
-    const int64_t numel = result.width * (result.in + 2 * result.out);
+    const int64_t numel = result.width * (result.in + result.out);
     LC_CHECK(numel < int64_t{1} << 30, "lora_linear: {} ranks of {} inputs and {} outputs are too many", result.width,
              result.in, result.out);
     args.in = static_cast<int>(result.in), args.out = static_cast<int>(result.out);
@@ -224,7 +259,7 @@ LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtyp
     const cudaStream_t queue = cuda::handle_of(stream);
     dispatch_cuda(dtype, "lora_linear", [&](auto type) {
         using T = typename decltype(type)::type;
-        factor_kernel<T><<<grid_x(ceil_div(numel, kFactorThreads)), kFactorThreads, 0, queue>>>(
+        factor_kernel<T><<<grid_x(ceil_div(numel, kRun * kFactorThreads)), kFactorThreads, 0, queue>>>(
             args, reinterpret_cast<T*>(result.memory.data()));
     });
     LC_LAUNCHED("lora_linear", queue);
@@ -285,12 +320,12 @@ void lora_gradients(const std::vector<LoraGradient>& gradients, int64_t rows, St
         LoraParts& total = totals.totals[i].parts;
         total.data = job.parts, total.slices = args.slices, total.ranks = job.ranks;
     }
-    const dim3 grid(grid_x(ceil_div(widest, kFactorThreads)), static_cast<unsigned>(job_of.size()));
+    const dim3 grid(grid_x(ceil_div(widest, kTotalThreads)), static_cast<unsigned>(job_of.size()));
     cudaLaunchAttribute early{};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
-    config.gridDim = grid, config.blockDim = dim3(kFactorThreads), config.stream = queue;
+    config.gridDim = grid, config.blockDim = dim3(kTotalThreads), config.stream = queue;
     config.attrs = &early, config.numAttrs = 1;
     LC_CUDA(cudaLaunchKernelEx(&config, total_kernel, totals));
     LC_LAUNCHED("lora_linear", queue);

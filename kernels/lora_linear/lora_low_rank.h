@@ -7,8 +7,8 @@ namespace lc::kernels {
 
 // The factors of all projections in the activations' dtype, side by side as p is, 0 between:
 //   a [width, In]        rows first(i) .. first(i) + R_i - 1 are A_i
-//   b [sum of Out, width] rows from out(i) on, columns from first(i) on, are s_i B_i; 0 elsewhere: p b^T and dy b need no i
-//   b_transposed [width, sum of Out]
+//   b [sum of Out, width] rows from out(i) on, columns from first(i) on, are s_i B_i; 0 elsewhere: p b^T and dy b need no i;
+//                         or b_transposed [width, sum of Out]
 struct LoraFactors {
     int64_t in = 0, out = 0, width = 0;
     DType dtype = DType::f32;
@@ -21,19 +21,18 @@ struct LoraFactors {
     const std::byte* a() const { return memory.data(); }
     const std::byte* b() const { return memory.data() + width * in * size_of(dtype); }
     const std::byte* b_of(const Place& place) const { return b() + place.first_row * width * size_of(dtype); }
-    const std::byte* b_transposed_of(const Place& place) const {
-        return b() + (width * out + place.first_row) * size_of(dtype);
-    }
+    const std::byte* b_transposed_of(const Place& place) const { return b() + place.first_row * size_of(dtype); }
     // `count` zeros behind them, where more was asked for.
-    int* counters() const { return reinterpret_cast<int*>(memory.data() + width * (in + 2 * out) * size_of(dtype)); }
+    int* counters() const { return reinterpret_cast<int*>(memory.data() + width * (in + out) * size_of(dtype)); }
 };
 
 struct LoraFactor {
     TensorView a, b;
     double s;
 };
-// One launch. width * dtype size is a multiple of 16 bytes.
-LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtype, int64_t counters, Stream stream);
+// One launch; b_transposed in place of b, if so wanted. width * dtype size is a multiple of 16 bytes.
+LoraFactors make_lora_factors(const std::vector<LoraFactor>& factors, DType dtype, bool transposed, int64_t counters,
+                              Stream stream);
 
 inline constexpr int kLoraMostRank = 64;  // of one gradient
 

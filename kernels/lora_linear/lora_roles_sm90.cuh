@@ -1,6 +1,5 @@
 // The two roles of the large products on Hopper: who fetches, and who multiplies. lora_linear_sm90.cu says what.
 #pragma once
-#include "kernels/common/cuda/early.cuh"
 #include "kernels/lora_linear/lora_sides_sm90.cuh"
 
 namespace lc::kernels::lora_sm90 {
@@ -81,7 +80,6 @@ struct Producer {
             for (int i = output.first; i < output.first + output.count; ++i)
                 for (int k = 0; k < args.factors[i].steps; ++k)
                     step(args.factors[i].left, k * kK, args.factors[i].right, k * kK, tile);
-            wait_for_predecessor();  // zeroed the counters, and made the factors
             await_count(args.ready + tile.row_tile, args.low_blocks);
             for (int k = output.low_first; k < output.low_first + output.low_steps; ++k)
                 step(args.low_left, k * kK, output.low_right, k * kK, tile);
@@ -93,13 +91,12 @@ struct Producer {
     }
     __device__ __forceinline__ void run() {
         outputs();
-        wait_for_predecessor();
-        with_ranks(args.low_ranks, [&](auto ranks) {
+        with_ranks<kMostLow<B>>(args.low_ranks, [&](auto ranks) {
             SoloProducer<Solo<ranks(), Major::K>> solo{args, shared, barriers.low, {}};
             solo.low(), solo.drain();
         });
         if constexpr (B == Major::MN)
-            with_ranks(args.sum_ranks, [&](auto ranks) {
+            with_ranks<kLow>(args.sum_ranks, [&](auto ranks) {
                 SoloProducer<Solo<ranks(), Major::MN>>{args, shared, barriers.sums, {}}.sums([&] { drain(); });
             });
     }
@@ -193,11 +190,11 @@ struct Consumer {
         Observer observer(args, sums_of(shared), tile_of_p(shared), barriers.p, warpgroup);
         outputs(observer);
         observer.store();
-        with_ranks(args.low_ranks, [&](auto ranks) {
+        with_ranks<kMostLow<B>>(args.low_ranks, [&](auto ranks) {
             SoloConsumer<Solo<ranks(), Major::K>>{args, shared, barriers.low, warpgroup, {}}.low();
         });
         if constexpr (B == Major::MN)
-            with_ranks(args.sum_ranks, [&](auto ranks) {
+            with_ranks<kLow>(args.sum_ranks, [&](auto ranks) {
                 SoloConsumer<Solo<ranks(), Major::MN>>{args, shared, barriers.sums, warpgroup, {}}.sums();
             });
     }

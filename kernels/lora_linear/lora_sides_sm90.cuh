@@ -47,15 +47,17 @@ struct Solo {
     __device__ __forceinline__ __nv_bfloat16* right() const { return base + kLeft / 2; }
 };
 
-// f(std::integral_constant) with that many ranks at a time.
-template <class F>
+// f(std::integral_constant) with that many ranks at a time, up to `Most` of them.
+template <int Most, class F>
 __device__ __forceinline__ void with_ranks(int ranks, F&& f) {
     if (ranks == 8)
         f(std::integral_constant<int, 8>{});
     else if (ranks == 32)
         f(std::integral_constant<int, 32>{});
-    else
+    else if (ranks == kLow || Most == kLow)
         f(std::integral_constant<int, kLow>{});
+    else
+        f(std::integral_constant<int, Most>{});
 }
 
 struct Unit {

@@ -119,10 +119,10 @@ __device__ __forceinline__ void fence_async_proxy() {
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, " \
     "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, " \
     "%28, %29, %30, %31"
-#define LC_WGMMA_D64 LC_WGMMA_D32 ", "                                  \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, " \
-    "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
-    "%58, %59, %60, %61, %62, %63"
+#define LC_WGMMA_D48 \
+    LC_WGMMA_D32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define LC_WGMMA_D64 \
+    LC_WGMMA_D48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define LC_WGMMA_D96 LC_WGMMA_D64 ", "                                   \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, " \
     "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
@@ -133,7 +133,7 @@ __device__ __forceinline__ void fence_async_proxy() {
     "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 // clang-format on
 
-// C [64,8], [64,32], [64,64], [64,128], [64,192] or [64,256] (A K-major) (+)= A B, both from shared memory.
+// C [64,8], [64,32], [64,64], [64,96], [64,128], [64,192] or [64,256] (A K-major) (+)= A B, both from shared memory.
 template <Major B, Major A = Major::K>
 __device__ __forceinline__ void wgmma_ss(float (&c)[4], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
     asm volatile(
@@ -158,6 +158,15 @@ __device__ __forceinline__ void wgmma_ss(float (&c)[32], WgmmaDescriptor a, Wgmm
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" LC_WGMMA_D32 "}, %32, %33, p, 1, 1, %35, %36;\n}"
         : LC_WGMMA_C32(0)
+        : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
+          "n"(B == Major::MN ? 1 : 0));
+}
+template <Major B, Major A = Major::K>
+__device__ __forceinline__ void wgmma_ss(float (&c)[48], WgmmaDescriptor a, WgmmaDescriptor b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {" LC_WGMMA_D48 "}, %48, %49, p, 1, 1, %51, %52;\n}"
+        : LC_WGMMA_C32(0), LC_WGMMA_C16(32)
         : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(add)), "n"(A == Major::MN ? 1 : 0),
           "n"(B == Major::MN ? 1 : 0));
 }
@@ -211,6 +220,7 @@ __device__ __forceinline__ void wgmma_rs(float (&c)[64], const FragmentA& a, Wgm
 #undef LC_WGMMA_D128
 #undef LC_WGMMA_D96
 #undef LC_WGMMA_D64
+#undef LC_WGMMA_D48
 #undef LC_WGMMA_D32
 #undef LC_WGMMA_D16
 #undef LC_WGMMA_C32
