@@ -67,6 +67,7 @@ LC_OP_CASES(lora_linear) {
     add_heavy("fused_tile", {256, 64}, {{256, 8, 2.0}});
     add_heavy("fused_qkv", {2, 497, 200}, {{264, 8, 2.0, true}, {72, 8, 2.0}, {40, 8, 2.0, true}});
     add_heavy("fused_many_rows", {1111, 64}, {{520, 5, 2.0}});
+    add_heavy("fused_observed", {1024, 64}, {{200, 8, 2.0}, {72, 3, 0.5}});  // dB by the way
     add_heavy("fused_ranks", {300, 136}, {{160, 24, 2.0}, {64, 64, 0.5}, {8, 16, 1.0}});
     using namespace llama8b;
     const auto add_bench = [](std::string variant, int64_t rows, int64_t in, const std::vector<Adapted>& projections,
@@ -80,7 +81,8 @@ LC_OP_CASES(lora_linear) {
     add_bench("2048x512x512_r8", 2048, 512, {{512, kLoraRank, 2.0}}, Bench::cpu);
     add_bench("q_or_o_8192x4096x4096_r8", kTokens, kHidden, {{kHidden, kLoraRank, 2.0}}, Bench::gpu);
     add_bench("k_or_v_8192x4096x1024_r8", kTokens, kHidden, {{kKv, kLoraRank, 2.0}}, Bench::gpu);
-    for (const int64_t rank : {kLoraRank, int64_t{64}})
+    add_bench("q_or_o_8192x4096x4096_r64", kTokens, kHidden, {{kHidden, 64, 2.0}}, Bench::gpu);
+    for (const int64_t rank : {kLoraRank, int64_t{16}, int64_t{32}, int64_t{64}})
         add_bench("qkv_8192x4096x6144_r" + std::to_string(rank), kTokens, kHidden,
                   {{kHidden, rank, 2.0}, {kKv, rank, 2.0}, {kKv, rank, 2.0}}, Bench::gpu);
 }
