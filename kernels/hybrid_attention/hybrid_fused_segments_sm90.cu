@@ -24,9 +24,13 @@
 //          5  15  27  122 |  15  34  131   copies by a group of their own, two groups of maps that project a block ahead.
 //          6  14  26  112 |  14  32  124   features without a branch (hybrid_roles_maps.cuh), no int64 in the cuts. By clock stamps of 5 the
 //                                          sums wait for phi half of the time. From queries 1x32768 reads 403 MB, 96 us at full bandwidth.
-//          Beside these 1x1024 pays 14 us for 2.7 blocks a thread block: two launches, maps, parts. Next: keys for the heads of a group
-//          at once; segments of short sequences that add up themselves what is before them.
+//          7 starts launched early, once a thread block makes its last part, and walks under the starts (hybrid_fused_forward_sm90.cu, which
+//            has the times). Told at the beginning, starts' thread blocks crowd on the SMs that end first: 14.7 -> 19.9 at 1x2048, 8 heads.
+//          Lost, H200: one launch, a cluster for an item's segments, four blocks at once, a quarter of S^T a warpgroup, prefix by way of
+//          distributed shared memory. Meant for 7 at 1x1024: 12.4 | 13.0, where 6 took 13.9 | 14.5 in that run; 1x960 15.6 for 13.0,
+//          2x4096 40.7 for 25.8: 96 thread blocks, and nothing is copied while they wait for each other.
 // SOURCE   hybrid_fused_segments.cu; the roles are derived here.
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused_segments.cuh"
 #include "kernels/hybrid_attention/hybrid_roles_maps.cuh"
@@ -267,6 +271,8 @@ __device__ __forceinline__ void make_sums(const SumsArgs& args, const SumsRoom<D
             barriers.values_free[(i - 1) % kValueStages].arrive();
         }
         wgmma_wait<0>();
+        if (i == share.count)
+            start_successor();  // later than the first: its thread blocks would crowd on the SMs that end first
         float4* to = args.parts + cut.part(static_cast<int>(blockIdx.x), item, g) * (kSumsSize<D> / 4);
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
@@ -325,17 +331,21 @@ __device__ __forceinline__ void store_start(float* start, int place, float4 x) {
     to[0] = x.x, to[D] = x.y, to[8] = x.z, to[D + 8] = x.w;
 }
 
-// A row of thread blocks an item.
+template <int D>
+inline constexpr int kStartTiles = ceil_div(kSumsSize<D> / 4, kFusedThreads);  // thread blocks of an item
+
 template <int D>
 __global__ void starts_kernel(const float4* parts, float* starts, SumsCut cut) {
     constexpr int kSize = kSumsSize<D> / 4, kAhead = 4;  // loads under way at a time
     extern __shared__ int2 shares[];                     // of each segment, first and last
-    const int item = static_cast<int>(blockIdx.y), first = item * cut.count;
+    const int item = static_cast<int>(blockIdx.x) / kStartTiles<D>, first = item * cut.count;
     for (int g = threadIdx.x; g < cut.segments; g += kFusedThreads)
         shares[g] =
             make_int2(cut.share_of(first + (g == 0 ? 0 : cut.end(g - 1))), cut.share_of(first + cut.end(g) - 1));
     __syncthreads();
-    const int place = static_cast<int>(blockIdx.x) * kFusedThreads + static_cast<int>(threadIdx.x);
+    start_successor();  // a walk
+    wait_for_predecessor();
+    const int place = static_cast<int>(blockIdx.x) % kStartTiles<D> * kFusedThreads + static_cast<int>(threadIdx.x);
     if (place >= kSize) return;
     float4 sum = make_float4(0, 0, 0, 0);
     for (int g = 0; g < cut.segments; ++g) {
@@ -375,9 +385,11 @@ void segment_starts_sm90(const SegmentSums& sums, int64_t d, float* starts, Stre
             kernel<<<static_cast<unsigned>(cut.shares), kSumsThreads, kBytes, queue>>>(args);
             LC_LAUNCHED("hybrid_attention", queue);
         });
-        constexpr int kSize = kSumsSize<dim()> / 4;
-        const dim3 grid(static_cast<unsigned>(ceil_div(kSize, kFusedThreads)), static_cast<unsigned>(s.items));
-        starts_kernel<dim()><<<grid, kFusedThreads, cut.segments * sizeof(int2), queue>>>(args.parts, starts, cut);
+        launch_early(starts_kernel<dim()>,
+                     {.blocks = s.items * kStartTiles<dim()>,
+                      .threads = kFusedThreads,
+                      .shared_bytes = cut.segments * int64_t{sizeof(int2)}},
+                     queue, args.parts, starts, cut);
         LC_LAUNCHED("hybrid_attention", queue);
     });
 }

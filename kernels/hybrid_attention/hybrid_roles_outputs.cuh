@@ -1,5 +1,6 @@
 // The outputs' role in hybrid_fused_forward_sm90.cu: y, the state, and the copies of q, k and v.
 #pragma once
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/hybrid_attention/hybrid_roles.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -162,6 +163,7 @@ __device__ __forceinline__ void make_outputs(const ForwardArgs& args, const Fuse
     const FusedShape& s = args.in.shape;
     const Walk walk(head);
     float state[kFusedFeatures / 2] = {};
+    wait_for_predecessor();  // that makes the starts
     const StateRows start = start_of<D>(args.starts, s, head), past = past_of<D>(args.past, s, head);
     if (start.s) each_state<D>(state, panel, [&](float& x, int place) { x = start.s[place]; });
     if (past.s) each_state<D>(state, panel, [&](float& x, int place) { x += past.s[place]; });
