@@ -31,6 +31,10 @@ constexpr int64_t hybrid_fused_segments(int64_t items, int64_t blocks, int64_t m
 void hybrid_fused_forward(const HybridAttentionForward& args, Stream stream);
 // Where hopper_applies and the kept keys are whole blocks: its stores cannot begin in the middle of one.
 void hybrid_fused_forward_sm90(const HybridAttentionForward& args, Stream stream);
+// Of what hybrid_fused_forward_sm90 takes: whole sequences, without state out, of few heads and at most 1024 positions, whose walks would be
+// cut: a thread block for four blocks of positions, on all multiprocessors at once.
+bool hybrid_short_covers(const HybridAttentionForward& args);
+void hybrid_short_forward_sm90(const HybridAttentionForward& args, Stream stream);
 void hybrid_fused_backward(const HybridAttentionBackward& args, Stream stream);
 
 }  // namespace lc::kernels

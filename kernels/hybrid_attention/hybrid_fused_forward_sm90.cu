@@ -36,7 +36,8 @@
 //          With the sums of hybrid_fused_segments_sm90.cu: 2x4096 173 -> 127, 1x32768 651 -> 488, 1x1024 36.3 -> 34.0.
 //          Going on from a state, 1x16384: 343 as against 338 for a whole sequence (the chunked form, before: 6482); 1x2048: 67 and 62.
 //          9 launched early: its first copies and maps under the end of the sums. H100, the same bits; meant to save 3 us. 1x1024 38.6 ->
-//            33.6, 1x2048 53.7 -> 49.3 (8 heads 35.4 -> 31.2), 2x4096 134.0 -> 132.2.
+//            33.6, 1x2048 53.7 -> 49.3 (8 heads 35.4 -> 31.2), 2x4096 134.0 -> 132.2. Up to 1024 positions of few heads without a walk:
+//            hybrid_short_forward_sm90.cu.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/hopper.h"
@@ -91,6 +92,7 @@ __global__ void __launch_bounds__(ForwardTraits<D>::kThreads, 1)
 }  // namespace
 
 void hybrid_fused_forward_sm90(const HybridAttentionForward& a, Stream stream) {
+    if (hybrid_short_covers(a)) return hybrid_short_forward_sm90(a, stream);
     clear_result(a.y, stream);
     FusedInputs in(a);
     in.shape.segments = segments_of(in.shape, a.q.device);

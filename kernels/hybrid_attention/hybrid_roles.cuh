@@ -211,6 +211,13 @@ __device__ __forceinline__ void each_state(float (&state)[kFusedFeatures / 2], i
         f(state[i], (i / 4 * 8 + 2 * quad_lane() + i % 2) * D + row + i / 2 % 2 * 8);
 }
 
+// Asks for rows [t, t + 64), columns [column, column + 64) of head (b, h) in the L2 cache. One thread calls.
+__device__ __forceinline__ void prefetch_panel(const CUtensorMap& map, int t, int column, int h, int b) {
+    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(column),
+                 "r"(t), "r"(h), "r"(b)
+                 : "memory");
+}
+
 __device__ __forceinline__ float reciprocal(float x) {
     float result;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -49,6 +49,7 @@ struct RowsTraits {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 using hybrid_roles::ColumnSums;
+using hybrid_roles::prefetch_panel;
 using hybrid_roles::TotalsTile;
 
 struct RowsBarriers {
@@ -114,13 +115,6 @@ struct RowsWalk : hybrid_roles::Walk {
     __device__ __forceinline__ int value_stage(int b) const { return copy(b) % kValueStages; }
     __device__ __forceinline__ int value_parity(int b) const { return copy(b) / kValueStages % 2; }
 };
-
-// Asks for rows [t, t + 64), columns [column, column + 64) of head (b, h) in the L2 cache. One thread calls.
-__device__ __forceinline__ void prefetch_panel(const CUtensorMap& map, int t, int column, int h, int b) {
-    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(column),
-                 "r"(t), "r"(h), "r"(b)
-                 : "memory");
-}
 
 // The copies of a walk's tiles. One thread calls, once what it overwrites is nearly free.
 template <int D>
