@@ -17,10 +17,15 @@
 //          2 506  this, with the roles that the backward has. Predicted for the walk: 55; seen by clock stamps: 3500 clocks a block, 56 us,
 //                 the gradients' chain again.
 //          3 501  less work in it, as in hybrid_fused_backward_keys_sm90.cu.
-//          4 353 to 313 with transfer_loss_rows_sm90.cu as it is now; this walk 82 to 80 of it, t by column sums.
+//          4 353 to 313 with the walk over the rows in three roles; this walk 82 to 80 of it, t by column sums.
+//          5 (not kept) roles by sign as in transfer_loss_rows_sm90.cu, two for rows and two for keys; phi_k stays in registers, t comes from
+//            a product. Predicted: 50. With its sums 107 after 93 (H200), 112 after 100 (H100): 4300 clocks a block all the same, of which
+//            features 1200, made by all four warps of a scheduler at once, and 1000 to 1400 of waits for copies that have no warp to
+//            queue them: without the window's registers there is none left.
 // SOURCE   arXiv 2410.10254, section 3.1; the roles are derived here.
 #include "kernels/transfer_loss/transfer_loss_keys_sm90.cuh"
 
+#include "kernels/common/cuda/early.cuh"
 #include "kernels/hybrid_attention/hybrid_keys_gradients.cuh"
 #include "kernels/hybrid_attention/hybrid_keys_state.cuh"
 
@@ -96,6 +101,7 @@ __global__ void __launch_bounds__(kKeysThreads, 1) keys_kernel(const __grid_cons
     const KeysRoom<D, false> room{reinterpret_cast<__nv_bfloat16*>(shared)};
     KeysBarriers& barriers = room.barriers();
     const int role = warpgroup_index();
+    wait_for_predecessor();
     if (threadIdx.x == kState * kWarpgroup) begin_walk(args, head_of<false>(args, 0), room, barriers);
     __syncwarp();
     __syncthreads();
@@ -138,8 +144,8 @@ void transfer_loss_keys_sm90(const FusedInputs& in, const HybridAttentionForward
                         .starts = starts};
     dispatch_head_dim(static_cast<int>(d), [&](auto dim) {
         constexpr int kBytes = KeysTraits<dim(), false>::kBytes;
-        allow_shared_memory(keys_kernel<dim()>, kBytes);
-        keys_kernel<dim()><<<grid_x(s.parts()), kKeysThreads, kBytes, cuda::handle_of(stream)>>>(args);
+        launch_early(keys_kernel<dim()>, {.blocks = s.parts(), .threads = kKeysThreads, .shared_bytes = kBytes},
+                     cuda::handle_of(stream), args);
         LC_LAUNCHED("transfer_loss", cuda::handle_of(stream));
     });
 }
