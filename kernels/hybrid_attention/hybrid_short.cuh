@@ -1,6 +1,5 @@
 // Hybrid attention forward over short sequences on Hopper (hybrid_short_forward_sm90.cu): arguments, shared memory, the barriers
-// between
-// warpgroups, what a thread block begins with, and what it hands to those behind it.
+// between warpgroups, what a thread block begins with, and what it hands to those behind it.
 #pragma once
 #include "kernels/common/cuda/early.cuh"
 #include "kernels/hybrid_attention/hybrid_roles_maps.cuh"
@@ -98,9 +97,8 @@ __device__ __forceinline__ void copy_short(const ShortRows& tile, const CUtensor
     copy_tile(tile, map, block * kFusedRows, h, entry, full);
 }
 
-// Only k and its map, which are read first: what else is on its way comes no earlier for it, and these come later. A tile a warp:
-// the first
-// copies of a kernel each take long to queue.
+// Only k and its map, which are read first: what else is asked for at once delays them. A tile a warp: the first copies of a kernel
+// each take long to queue.
 __device__ __forceinline__ void begin_short(const ShortArgs& args, const ShortRoom& room, const ShortPlace& at) {
     const int i = static_cast<int>(threadIdx.x) / kWarp;
     if (threadIdx.x % kWarp != 0) return;

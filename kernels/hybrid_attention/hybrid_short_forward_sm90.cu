@@ -1,8 +1,7 @@
 // Fused hybrid attention on Hopper (sm_90a): forward over short sequences, without a walk. When it applies: hybrid_short_covers.
 //
 // MATHS    hybrid_attention.h. For the rows of block b, far keys of the same thread block enter as phi_q phi_k^T v, those of thread
-//          blocks
-//          before it as phi_q S, z by way of both. No block waits for the one before it, but for S.
+//          blocks before it as phi_q S, z by way of both. No block waits for the one before it, but for S.
 // TILING   thread block = (batch entry, query head, four blocks of 64 positions), all of them at once, a warpgroup a block:
 //
 //            phi_k            of the keys one block before the queries: what is far of the next thread block's first row
@@ -13,36 +12,28 @@
 //            y += phi_q S     once the thread blocks before this one have stored theirs: their sum, by all that need it
 //
 //          Shared memory: 5 k, later v; 4 q, later phi_q, later y [64,D]; 4 phi_k [64,128], the first over k's map; q's map [D,F].
-//          S over the
-//          last phi_k and q's map. 128 registers a thread: P and y, no more.
+//          S over the last phi_k and q's map. 128 registers a thread: P and y, no more.
 // COST     a row and query head, D = 128: 13 D^2 FLOPs, 5 D bytes; S and z 33 KB a thread block but the last, written once and read
-//          by those
-//          behind it. On chip a thread block takes: tensor cores 13300 clocks, exponentials 6100.
+//          by those behind it. On chip a thread block takes: tensor cores 13300 clocks, exponentials 6100.
 // NUMERICS as hybrid_fused_forward_sm90.cu, but: S of a thread block's keys is rounded to bf16 before the sum over thread blocks,
-//          in f32, is
-//          rounded as an operand; phi_q phi_k^T is rounded like P, while Z has phi_q.z in f32. Order of all sums is fixed.
+//          in f32, is rounded as an operand; phi_q phi_k^T is rounded like P, while Z has phi_q.z in f32. Order of all sums is
+//          fixed.
 //          A launch clears the counters that tell of S; the kernel begins under it and waits for it where it uses them.
-// LADDER   1x1024, 32 heads of 128, 8 KV heads, us with a cold cache, beside the walk (hybrid_fused_forward_sm90.cu) in the same
-//          run. Meant: 15,
-//          by the clocks above and 4 us to begin and end.
-//          1 27.6 (H200; walk 34.4)  S of each thread block by the copy engine, as an operand; a product for each of those before.
-//            By clock
-//                 stamps 11000 clocks until k is there, 6800 from S to its readers, 2700 for each such product.
+// LADDER   1x1024, 32 heads of 128, 8 KV heads, us with a cold cache, beside the walk (hybrid_fused_forward_sm90.cu) in the same run.
+//          Meant: 15, by the clocks above and 4 us to begin and end.
+//          1 27.6 (H200; walk 34.4) S of each thread block by the copy engine, as an operand; a product for each of those before.
+//            By clock stamps 11000 clocks until k is there, 6800 from S to its readers, 2700 for each such product.
 //          2 24.7 (H200) a quarter of S to memory by each warpgroup, from registers; readers add up, one product. Clearing
 //            counters: 0.5.
-//          3 27.7 (H100; walk 38.6, launched early 33.6)  q and v asked for in L2 at once, keys before queries: all of 176 KB a
-//            thread
-//                 block then comes last, after 16000 clocks. The maps by the copy engine too, and one run through the features'
-//                 code for
-//                 nothing while they come: 27.6. ncu: waiting for instructions is 2 % of a warp's time.
+//          3 27.7 (H100; walk 38.6, launched early 33.6) q and v asked for in L2 at once, keys before queries: all of 176 KB a
+//            thread block then comes last, after 16000 clocks. The maps by the copy engine too, and one run through the features'
+//            code for nothing while they come: 27.6. ncu: waiting for instructions is 2 % of a warp's time.
 //          4 25.4 (H100) q not before k is there: 8100 clocks. q at the map's arrival instead: 27.
-//          5 25.0 (H100) phi_q.z before the product with S, not under it: the last warpgroup's quarter is on its way then.
+//          5 24.9 (H100) phi_q.z before the product with S, not under it: the last warpgroup's quarter is on its way then.
 //          What is left, in clocks of 42000: 8100 until k is there, 6000 for q, then 28000 in which all warpgroups multiply or all
-//          take
-//          exponentials: 128 registers leave none for two blocks in turn. Launch and end 3 us.
+//          take exponentials: 128 registers leave none for two blocks in turn. Launch and end 3 us.
 //          Not built: a cluster for the four thread blocks of a head. 30 fit on 132 SMs, 32 heads would take two waves. Whole
-//          sequences of
-//          at most seven blocks, and 4x1024: the walk is faster (14.1 and 16.4 at 1x256, 50 and 83).
+//          sequences of at most seven blocks, and 4x1024: the walk is faster (14.1 and 16.4 at 1x256, 50 and 83).
 // SOURCE   arXiv 2410.10254; two-level form of linear attention as in arXiv 2312.06635; derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/hybrid_attention/hybrid_fused.h"
