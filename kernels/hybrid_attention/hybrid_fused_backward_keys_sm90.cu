@@ -46,7 +46,9 @@
 //                 block more for the window, and that 1600 for q: each chain of roles is about as long as any other.
 //         12 +60  (not kept) 11 with k and v copied behind T's sum, so that it need not wait for their places: phi_q, T, k, phi_k and du
 //                 are then one loop.
-//         13 +17  (not kept) this walk launched early, beside the end of the walk over the rows. Predicted: -3.
+//         13 -1   (not kept) a place of its own for phi_q, so that it need not wait for dv, and du over phi_k. Predicted: -30. With dWk the
+//                 registers do not suffice.
+//         14 +16  (not kept) this walk launched early, beside the end of the walk over the rows. Predicted: -3.
 // SOURCE   arXiv 2410.10254; the roles are derived here.
 #include "kernels/common/cuda/hopper.h"
 #include "kernels/common/dispatch.h"
