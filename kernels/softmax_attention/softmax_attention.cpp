@@ -71,7 +71,7 @@ void softmax_attention_forward(const SoftmaxAttentionForward& given, Stream stre
     if constexpr (cuda::kBuilt)
         if (on_cuda("softmax_attention", args.q)) {
             if (!mma_applies(args, {args.y})) return softmax_attention_forward_cuda(args, stream);
-            if (!hopper_applies({args.q, args.k, args.v})) return softmax_attention_forward_mma(args, stream);
+            if (!hopper_applies({args.q, args.k, args.v, args.y})) return softmax_attention_forward_mma(args, stream);
             return softmax_attention_forward_sm90(args, stream);
         }
     if (fast_applies(args)) return softmax_attention_forward_cpu(args);

@@ -26,6 +26,8 @@
 //          3 red.global.add.v4.f32 from registers, unordered: 14.1 ms.
 //          4 this: 10.1 ms, unordered the same. dq left out of memory: 9.1 ms, the most that a cheaper export
 //            could bring. dk's product takes ds from shared memory: from registers, ptxas runs out of them.
+//            Clock stamps, H100: 3,400 cycles a step, its products alone 2,560; all stalls on barriers and copies together 200. The
+//            clock falls to 1.4 GHz: what is left is power, the same for two walks (10.2 and 10.2 ms) and cuDNN (10.1).
 // SOURCE   FlashAttention-3, arXiv 2407.08608; the order of turns is our own.
 #include "kernels/softmax_attention/softmax_attention_backward_sm90.cuh"
 

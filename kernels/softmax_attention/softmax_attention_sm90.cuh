@@ -14,6 +14,8 @@ inline constexpr int kConsumerThreads = kConsumers * kWarpgroup, kConsumerWarps 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 inline constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <= kRoles * 168,
+              "what a block of 384 threads gets at its launch: to ask for more hangs");
 
 // 128 queries of one head.
 struct QueryTile {
@@ -21,38 +23,63 @@ struct QueryTile {
     int begin, limit;  // the keys [begin, limit) are seen by some of them
 };
 
-// This block's share of all tiles, the longest first, a tile a round. Tiles of one length are the most in a round: who had one of the
-// shorter ones begins the next. Of many lengths: every other round goes backwards. So shares are even.
+// This block's share of all tiles, a tile a round. Heads come in parts of about as many as there are blocks, so that keys and values of a
+// part stay in L2; in a part the longest tiles come first. Shares are even: who had none, or one of the round's shorter ones, begins
+// the next round; where a round has many lengths, every other one goes backwards.
 class QueryTiles {
   public:
     __device__ __forceinline__ explicit QueryTiles(const AttentionShape& shape)
         : shape_(shape),
-          heads_(static_cast<int>(shape.batch * shape.heads)),
           tiles_(static_cast<int>((shape.t + kOwned - 1) / kOwned)),
-          place_(static_cast<int>(blockIdx.x)) {}
+          place_(static_cast<int>(blockIdx.x)) {
+        const int blocks = static_cast<int>(gridDim.x), group = static_cast<int>(shape.group);
+        const int all = static_cast<int>(shape.batch * shape.heads), parts = (all + blocks - 1) / blocks;
+        part_ = ((all + parts - 1) / parts + group - 1) / group * group;
+        rotates_ = 4 * part_ >= 3 * blocks;
+        if (!rotates_) part_ = all;
+        begin(0);
+    }
 
-    // False: there are no more.
+    // False: there are no more, and `tile` sees no keys.
     __device__ __forceinline__ bool next(QueryTile& tile) {
-        const int index = start_ + place_, blocks = static_cast<int>(gridDim.x);
-        if (index >= heads_ * tiles_) return false;  // nor is there one in a later round
-        const int shorter = blocks - (heads_ - start_ % heads_);
-        if (4 * heads_ < 3 * blocks)
-            place_ = blocks - 1 - place_;
-        else if (shorter > 0)
-            place_ = (place_ + shorter) % blocks;
-        start_ += blocks;
+        const int blocks = static_cast<int>(gridDim.x);
+        for (tile.limit = 0; heads_ > 0;) {
+            const int index = start_ + place_, first = first_, heads = heads_, end = heads * tiles_;
+            const int shorter = blocks - min(left_, end - start_);
+            if (!rotates_)
+                place_ = blocks - 1 - place_;
+            else if (shorter > 0 && (place_ += shorter) >= blocks)
+                place_ -= blocks;
+            start_ += blocks, left_ -= blocks;
+            while (left_ <= 0) left_ += heads;
+            if (start_ >= end) begin(first + part_);
+            if (index >= end) continue;
 
-        const int head = index % heads_, group_heads = static_cast<int>(shape_.heads);
-        tile.q0 = (tiles_ - 1 - index / heads_) * kOwned;
-        tile.b = head / group_heads, tile.h = head % group_heads, tile.kv = tile.h / static_cast<int>(shape_.group);
-        tile.begin = static_cast<int>(shape_.first_visible(tile.q0));
-        tile.limit = static_cast<int>(shape_.visible(min(tile.q0 + static_cast<int64_t>(kOwned), shape_.t) - 1));
-        return true;
+            const int length = index / heads, head = first + index - length * heads;
+            const int group_heads = static_cast<int>(shape_.heads), t = static_cast<int>(shape_.t);
+            const int cached = static_cast<int>(shape_.cached);
+            tile.q0 = (tiles_ - 1 - length) * kOwned;
+            tile.b = head / group_heads, tile.h = head - tile.b * group_heads;
+            tile.kv = tile.h / static_cast<int>(shape_.group);
+            tile.begin = max(tile.q0 + cached + 1 - static_cast<int>(shape_.window), 0);
+            tile.limit = min(tile.q0 + kOwned, t) + cached;
+            return true;
+        }
+        return false;
     }
 
   private:
+    __device__ __forceinline__ void begin(int head) {
+        first_ = head, start_ = 0;
+        left_ = heads_ = min(part_, static_cast<int>(shape_.batch * shape_.heads) - head);
+    }
+
     const AttentionShape& shape_;
-    int heads_, tiles_, start_ = 0, place_;
+    int tiles_, part_;           // of a head; heads of a part
+    int first_, heads_, start_;  // heads of this part; where its round starts
+    int left_;                   // tiles as long as the round's first, from there on
+    int place_;                  // in the round
+    bool rotates_;
 };
 
 // Elements (half, :) of a thread's two rows of an accumulator, to a row of a gradient.
