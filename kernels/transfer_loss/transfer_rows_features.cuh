@@ -91,12 +91,11 @@ struct SignRole {
     }
 
     // du of this sign from g = dN S^T, to which dZ z comes, through the softmax of phi_q(b), over which it comes to lie.
-    __device__ __forceinline__ void make_du(float (&g)[kFusedMap / 2], int b) {
+    __device__ __forceinline__ void make_du(float (&g)[kFusedMap / 2], const float2& dz, int b) {
         const Panel panel = half(room.features(b));
         SignFeatures phi;
         phi.load(panel);
-        const int row = accumulator_row();
-        const float shift[2] = {room.dz()[row], room.dz()[row + 8]};
+        const float shift[2] = {dz.x, dz.y};
         const float* z = room.z(walk.far_step(b) % 2, sign);
         float dots[2] = {};
         phi.each([&](float2 x, int row_half, int at, int column) {
@@ -154,7 +153,7 @@ struct SignRole {
         constexpr bool kLast = Far && !Grows;
         const int value = walk.value_stage(b - 1), side = walk.side(b);
         float g[kFusedMap / 2];
-        float2 far;
+        float2 far, dz;
         if constexpr (Grows)
             far = make_features(u, b);
         else
@@ -163,7 +162,10 @@ struct SignRole {
         if constexpr (kGradients) barriers.target_full.wait(walk.step(b) % 2);
         if constexpr (Far) {
             barriers.made_full.wait(walk.far_step(b) % 2);
-            if constexpr (kGradients) make_gradient(g);
+            if constexpr (kGradients) {
+                make_gradient(g);
+                dz = make_float2(room.dz()[accumulator_row()], room.dz()[accumulator_row() + 8]);
+            }
         }
         if constexpr (kGradients) release(barriers.target_free);
         if constexpr (Grows) {
@@ -171,7 +173,7 @@ struct SignRole {
             publish(far);
         }
         if constexpr (kGradients && Far) {
-            make_du(g, b);
+            make_du(g, dz, b);
             fence_async_proxy();
             barriers.du_full.arrive();
             barriers.du_full.wait(walk.far_step(b) % 2);
