@@ -188,7 +188,7 @@ struct SignRole {
         }
         if constexpr (kGradients && Far) {
             wgmma_settle(dwq.w);
-            release(barriers.du_free);
+            if constexpr (!kLast) release(barriers.du_free);  // the last du's place is asked for no more
         }
         release(barriers.q_free[side]);
     }
