@@ -193,7 +193,7 @@ __device__ __forceinline__ void consume_dq(const AttentionBackwardArgs& args, co
         wgmma_wait<0>();
         wgmma_settle(dq);
         if (unreleased >= 0) release(barriers.free[unreleased]);
-        if constexpr (!kRowsInRegisters<D>) release(barriers.owned_free);
+        if constexpr (!kRowsInRegisters<D>) barriers.owned_free.arrive();
         store_rows<D>(args.dq, tile.b, tile.h, q0, args.shape.t, args.shape.scale, dq);
     }
 }
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(kRoleThreads, 1) dq_kernel(const __grid_consta
     __shared__ BackwardBarriers barriers;
     const BackwardShared<D> shared{aligned_shared(dynamic)};
     const int warpgroup = warpgroup_index();
-    if (threadIdx.x == 0) barriers.init(kRowsInRegisters<D> ? kConsumerThreads : kConsumerWarps, kConsumerWarps);
+    if (threadIdx.x == 0) barriers.init(kConsumerThreads, kConsumerWarps);  // each has read `tile`
     __syncthreads();
     if (warpgroup == kConsumers) {
         shrink_registers<kProducerRegisters>();

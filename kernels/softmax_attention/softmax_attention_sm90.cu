@@ -62,7 +62,7 @@ struct ForwardBarriers {
     Barrier q_full[2], q_free[2], k_full[Stages], k_free[Stages], v_full[Stages], v_free[Stages];
 
     __device__ void init() {
-        for (int i = 0; i < 2; ++i) q_full[i].init(1), q_free[i].init(kConsumerWarps);
+        for (int i = 0; i < 2; ++i) q_full[i].init(1), q_free[i].init(kConsumerThreads);  // each has read `tile`
         for (int i = 0; i < Stages; ++i) {
             k_full[i].init(1), v_full[i].init(1);
             k_free[i].init(kConsumerWarps), v_free[i].init(kConsumerWarps);
@@ -289,7 +289,7 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, const ForwardSh
 #pragma unroll
             for (int i = 0; i < kKeys / 16; ++i) p[i] = wgmma_operand(score, i);
         }
-        release(barriers.q_free[count % 2]);
+        barriers.q_free[count % 2].arrive();
         barriers.v_full[v_ring.stage].wait(v_ring.phase);
         wgmma_fence();
         accumulate_rows<kKeys, D>(y, p, shared.v(v_ring.stage));
