@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kRowsThreads, 1) rows_kernel(const __grid_cons
     const FusedHead head(args.rows.in.shape);
     const int group = warpgroup_index();
     if (threadIdx.x == kState * kWarpgroup) {
-        barriers.init(Upstream::given);
+        barriers.init();
         const RowsWalk walk(head);
         RowsCopies<D>{args, head, room, barriers, walk}.begin();  // the first tiles come while the maps are loaded
     }
@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(kRowsThreads, 1) rows_kernel(const __grid_cons
         make_windows<D>(args, head, room, barriers);
     } else if (group == kFeatures) {
         shrink_registers<RowsRegisters<D, kMap>::kFeatures>();
-        make_all_features<D, Upstream::given>(args.rows, head, room, barriers);
+        make_all_features<D>(args.rows, head, room, barriers);
     } else {
         grow_registers<RowsRegisters<D, kMap>::kState>();
-        keep_state<D, Upstream::given, kMap>(args, head, room, barriers);
+        keep_state<D, kMap>(args, head, room, barriers);
     }
 #endif
 }

@@ -1,5 +1,4 @@
-// The walk over the rows on Hopper (hybrid_fused_backward_rows_sm90.cu; stage 1: kernels/transfer_loss/transfer_loss_rows_sm90.cu): what its
-// roles share. Arguments, registers, shared memory, the barriers between them, and which stage of each a step takes.
+// The walk over the rows on Hopper (hybrid_fused_backward_rows_sm90.cu): what its roles share. Arguments, registers, shared memory, the barriers between them, and which stage of each a step takes.
 #pragma once
 #include "kernels/hybrid_attention/hybrid_compact_features.cuh"
 #include "kernels/hybrid_attention/hybrid_fused_backward.cuh"
@@ -9,19 +8,16 @@ namespace lc::kernels::hybrid_rows {
 using hybrid_roles::FeatureTile;
 
 struct RowsArgs {
-    CUtensorMap q, k, v, dy, y;  // stage 1: the target for dy and y
+    CUtensorMap q, k, v, dy, y;
     FusedRowsArgs rows;
 };
-
-// Where the gradient of y comes from: an input, dy; or the window makes dN from its y (stage 1: kernels/transfer_loss/), or just y.
-enum class Upstream { given, made, none };
 
 enum Role { kWindow, kFeatures, kState, kRoles };
 enum NamedBarrier { kFeaturesBarrier = 1, kStateBarrier, kWindowBarrier };
 
 inline constexpr int kQueryStages = 2, kKeyStages = 3, kValueStages = 2;
 inline constexpr int kRowsThreads = kRoles * kWarpgroup;
-inline constexpr int kRowsBarrierBytes = 26 * 8;  // of RowsBarriers
+inline constexpr int kRowsBarrierBytes = 25 * 8;  // of RowsBarriers
 static_assert(kKeyStages == hybrid_roles::kRing);
 
 // Registers of a thread by role; the sum is what three warpgroups begin with.
@@ -55,9 +51,9 @@ using hybrid_roles::TotalsTile;
 struct RowsBarriers {
     Barrier q_full[kQueryStages], q_free[kQueryStages], k_full[kKeyStages], k_free[kKeyStages], v_full[kValueStages],
         v_free[kValueStages], dy_full, dy_free;
-    Barrier far_full, all_full, inverse_full, dot_full, du_full, du_free, phi_k_full, phi_k_free, state_full, made_full;
+    Barrier far_full, all_full, inverse_full, dot_full, du_full, du_free, phi_k_full, phi_k_free, state_full;
 
-    __device__ void init(Upstream upstream) {
+    __device__ void init() {
         constexpr int kWarpsOfGroup = kWarpgroup / kWarp;
         for (int i = 0; i < kQueryStages; ++i) q_full[i].init(1), q_free[i].init(3 * kWarpsOfGroup);
         for (int i = 0; i < kKeyStages; ++i) k_full[i].init(1), k_free[i].init(2 * kWarpsOfGroup);
@@ -65,9 +61,8 @@ struct RowsBarriers {
         dy_full.init(1), dy_free.init(kWarpgroup + 2 * kWarpsOfGroup);
         far_full.init(kWarpgroup), all_full.init(kWarpgroup), inverse_full.init(kWarpgroup), dot_full.init(kWarpgroup);
         du_full.init(kWarpgroup);
-        du_free.init(kWarpsOfGroup + (upstream == Upstream::given ? kWarpgroup : 0));  // the state; for dq the window
+        du_free.init(kWarpsOfGroup + kWarpgroup);  // the state; for dq the window
         phi_k_full.init(kWarpgroup), phi_k_free.init(kWarpgroup), state_full.init(kWarpgroup);
-        made_full.init(kWarpgroup);
         fence_barriers();
     }
 };
@@ -87,8 +82,6 @@ struct RowsRoom {
     __device__ __forceinline__ typename Tr::State state() const { return {map(2).data}; }  // a bf16 copy
     __device__ __forceinline__ FeatureTile phi_k() const { return {state().data + kFusedFeatures * D}; }
     __device__ __forceinline__ typename Tr::Du du() const { return {phi_k().data + kFusedRows * kFusedFeatures}; }
-    // Where the window reads phi_q (stage 1): over du and the rows of dq, which there are none of.
-    __device__ __forceinline__ FeatureTile phi_q() const { return {du().data}; }
     // Sixteen rows of it for each warp of the window, on their way to memory.
     __device__ __forceinline__ WgmmaTile<kFusedRows, 64> staged() const { return {du().data + kFusedRows * kFusedMap}; }
     __device__ __forceinline__ float* floats() const {

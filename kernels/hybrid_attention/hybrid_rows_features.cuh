@@ -80,29 +80,20 @@ __device__ __forceinline__ void keep_packed(FeatureRows& phi) {
         for (int r = 0; r < 4; ++r) asm volatile("" : "+r"(phi.p[i].r[r]), "+r"(phi.n[i].r[r]));
 }
 
-// phi as the window reads it: columns of its rows as operands.
-__device__ __forceinline__ void load_features(FeatureRows& phi, const FeatureTile& tile) {
-#pragma unroll
-    for (int i = 0; i < kFusedMap / 16; ++i)
-        phi.p[i] = load_wgmma_a(tile, 0, 16 * i), phi.n[i] = load_wgmma_a(tile, 0, kFusedMap + 16 * i);
-}
-
-// Back from g = dy S^T (or dN S^T) to D and du. Returns this thread's share of the sum of D.
-template <int D, Upstream U>
+// Back from g = dy S^T to D and du. Returns this thread's share of the sum of D.
+template <int D>
 __device__ __forceinline__ float make_du(FeatureGradientRows& dphi, FeatureRows& phi, bool all_live,
                                          const RowsRoom<D>& room, RowsBarriers& barriers, const RowsWalk& walk, int b) {
     const int side = walk.side(b), row = accumulator_row();
     const float shift[2] = {-room.dot(side)[row], -room.dot(side)[row + 8]};
-    float positive[2], negative[2], inverse[2] = {1, 1};
+    float positive[2], negative[2];
     dphi.finish(phi, all_live, room.z().z, shift, positive, negative);
     const float all[2] = {positive[0] + negative[0], positive[1] + negative[1]};
-    if constexpr (U == Upstream::given) {
-        barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);
-        if (quad_lane() == 0) room.all()[row] = all[0], room.all()[row + 8] = all[1];
-        barriers.all_full.arrive();  // the window goes on with that while du is made
-        barriers.inverse_full.wait(walk.step(b) % 2);
-        inverse[0] = room.inverse(side)[row], inverse[1] = room.inverse(side)[row + 8];
-    }
+    barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);
+    if (quad_lane() == 0) room.all()[row] = all[0], room.all()[row + 8] = all[1];
+    barriers.all_full.arrive();  // the window goes on with that while du is made
+    barriers.inverse_full.wait(walk.step(b) % 2);
+    const float inverse[2] = {room.inverse(side)[row], room.inverse(side)[row + 8]};
     keep_packed(phi);
     const float sum = quad_lane() == 0 ? -inverse[0] * all[0] - inverse[1] * all[1] : 0;
 #pragma unroll
@@ -114,9 +105,9 @@ __device__ __forceinline__ float make_du(FeatureGradientRows& dphi, FeatureRows&
 }
 
 // A step of the features: with a state to read phi_q(b) and its gradients, with one to come phi_k(b-1). Both are made by one piece of
-// code: instructions that no cache holds are what this role waits for. Where dy is given phi_k comes first, so that the state grows
-// while phi_q is made; where the window makes dN of phi_q, meanwhile. Returns this thread's share of the sum of D.
-template <int D, Upstream U, bool Far, bool Grows>
+// code: instructions that no cache holds are what this role waits for. phi_k comes first, so that the state grows while phi_q is made.
+// Returns this thread's share of the sum of D.
+template <int D, bool Far, bool Grows>
 __device__ __forceinline__ float make_features(const RowsRoom<D>& room, RowsBarriers& barriers, const RowsWalk& walk,
                                                int b) {
     const int side = walk.side(b), row = accumulator_row(), before = walk.stage(b - 1);
@@ -137,27 +128,18 @@ __device__ __forceinline__ float make_features(const RowsRoom<D>& room, RowsBarr
         wgmma_settle(u);
         let_go(of_queries);
         const bool live = phi.make(u);
-        if (of_queries) all_live = live;
-        if (of_queries && U == Upstream::given) return;
-        if (of_queries)
-            barriers.du_free.wait(walk.far_step(b) % 2 ^ 1);  // du(b-1) lies there
-        else
-            barriers.phi_k_free.wait(walk.growth(b) % 2 ^ 1);
-        phi.store(of_queries ? room.phi_q() : room.phi_k());
-        fence_async_proxy();
-        if (!of_queries) {
-            barriers.phi_k_full.arrive();
+        if (of_queries) {
+            all_live = live;
             return;
         }
-        barriers.state_full.wait(walk.totals(b) % 2);
-        const float2 sums = phi.dot(room.z());
-        if (quad_lane() == 0) room.far()[row] = sums.x, room.far()[row + 8] = sums.y;
-        barriers.far_full.arrive();
+        barriers.phi_k_free.wait(walk.growth(b) % 2 ^ 1);
+        phi.store(room.phi_k());
+        fence_async_proxy();
+        barriers.phi_k_full.arrive();
     };
-    constexpr bool kKeysFirst = U == Upstream::given;
     if constexpr (Far && Grows) {
 #pragma unroll 1
-        for (int i = 0; i < 2; ++i) make((i == 0) != kKeysFirst);
+        for (int i = 0; i < 2; ++i) make(i != 0);
     } else {  // what is not read is released: arrivals stay in step
         if constexpr (Far) make(true);
         if constexpr (Grows) make(false);
@@ -169,33 +151,22 @@ __device__ __forceinline__ float make_features(const RowsRoom<D>& room, RowsBarr
         release(barriers.dy_free);
         return 0;
     }
-    if constexpr (U == Upstream::given)
-        barriers.state_full.wait(walk.totals(b) % 2);
-    else
-        barriers.made_full.wait(walk.far_step(b) % 2);
-    if constexpr (U == Upstream::none) {
-        release(barriers.dy_free);
-        return 0;
-    }
+    barriers.state_full.wait(walk.totals(b) % 2);
     FeatureGradientRows dphi;
     wgmma_fence();
     multiply_rows<kFusedFeatures>(dphi.g, room.dy(), 0, room.state());
     wgmma_commit();
-    if constexpr (U == Upstream::given) {
-        const float2 sums = phi.dot(room.z());
-        if (quad_lane() == 0) room.far()[row] = sums.x, room.far()[row + 8] = sums.y;
-        barriers.dot_full.wait(walk.step(b) % 2);  // before 1 / Z can be there: the next block's dy.y comes after that
-        barriers.far_full.arrive();
-    } else {
-        load_features(phi, room.phi_q());
-    }
+    const float2 sums = phi.dot(room.z());
+    if (quad_lane() == 0) room.far()[row] = sums.x, room.far()[row + 8] = sums.y;
+    barriers.dot_full.wait(walk.step(b) % 2);  // before 1 / Z can be there: the next block's dy.y comes after that
+    barriers.far_full.arrive();
     wgmma_wait<0>();
     wgmma_settle(dphi.g);
     release(barriers.dy_free);
-    return make_du<D, U>(dphi, phi, all_live, room, barriers, walk, b);
+    return make_du<D>(dphi, phi, all_live, room, barriers, walk, b);
 }
 
-template <int D, Upstream U>
+template <int D>
 __device__ __forceinline__ void make_all_features(const FusedRowsArgs& args, const FusedHead& head,
                                                   const RowsRoom<D>& room, RowsBarriers& barriers) {
     const RowsWalk walk(head);
@@ -206,8 +177,7 @@ __device__ __forceinline__ void make_all_features(const FusedRowsArgs& args, con
     named_sync<kWarpgroup>(kFeaturesBarrier);
     double da = 0;
     hybrid_roles::each_step(
-        walk, [&](int b, auto far, auto grows) { da += make_features<D, U, far(), grows()>(room, barriers, walk, b); });
-    if constexpr (U == Upstream::none) return;
+        walk, [&](int b, auto far, auto grows) { da += make_features<D, far(), grows()>(room, barriers, walk, b); });
     da = warp_sum(da);
     if (thread % kWarp == 0) room.sums()[thread / kWarp] = da;
     named_sync<kWarpgroup>(kFeaturesBarrier);

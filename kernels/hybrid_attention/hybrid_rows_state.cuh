@@ -194,7 +194,7 @@ struct RowsState {
 };
 
 // A step of the state: with features that read it, with ones to add. S grows in registers while the last copy of it is still read.
-template <int D, Upstream U, bool kMap>
+template <int D, bool kMap>
 __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead& head, const RowsRoom<D>& room,
                                            RowsBarriers& barriers, const RowsWalk& walk, int b, RowsState<D>& state,
                                            UpstreamRows<D, kMap>& upstream) {
@@ -202,13 +202,8 @@ __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead
     const bool leads = threadIdx.x % kWarpgroup == 0, far = walk.reads_state(b), grows = walk.grows_state(b);
     const int before = walk.value_stage(b - 1);
     float more = 0;  // of z
-    if constexpr (U == Upstream::given) {
-        if (leads) copies.prefetch(b + 2);
-        __syncwarp();
-    } else {
-        barriers.dy_full.wait(walk.step(b) % 2);
-        release(barriers.dy_free);
-    }
+    if (leads) copies.prefetch(b + 2);
+    __syncwarp();
     if (grows) {
         barriers.v_full[before].wait(walk.value_parity(b - 1));
         barriers.phi_k_full.wait(walk.growth(b) % 2);
@@ -221,19 +216,14 @@ __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead
         barriers.phi_k_free.arrive();
     }
     release(barriers.v_free[before]);
-    if constexpr (U == Upstream::given) {
-        if (args.rows.results.dn) upstream.divide(args, head, room, barriers, walk, b);
-        if (b + 1 < walk.last) upstream.load(args, head, b + 1);
-    }
+    if (args.rows.results.dn) upstream.divide(args, head, room, barriers, walk, b);
+    if (b + 1 < walk.last) upstream.load(args, head, b + 1);
     if (leads) copies.upstream(b + 1);
     __syncwarp();
     // Behind 1 / Z the window is done with the dots of the block before, whose place the next block's take.
-    if (U == Upstream::given && !args.rows.results.dn) barriers.inverse_full.wait(walk.step(b) % 2);
+    if (!args.rows.results.dn) barriers.inverse_full.wait(walk.step(b) % 2);
     if (far) {
-        if constexpr (U == Upstream::none)
-            barriers.made_full.wait(walk.far_step(b) % 2);
-        else
-            barriers.du_full.wait(walk.far_step(b) % 2);
+        barriers.du_full.wait(walk.far_step(b) % 2);
         if constexpr (kMap) {
             state.add_map(room.q(walk.side(b)), room.du());
             wgmma_wait<0>();
@@ -250,11 +240,10 @@ __device__ __forceinline__ void make_state(const RowsArgs& args, const FusedHead
     release(barriers.q_free[walk.side(b)]);
     if (leads) copies.queries(b + 2), copies.values(b + 1);
     __syncwarp();
-    if constexpr (U == Upstream::given)
-        if (b + 1 < walk.last) upstream.make_dots(args, head, room, barriers, walk, b + 1);
+    if (b + 1 < walk.last) upstream.make_dots(args, head, room, barriers, walk, b + 1);
 }
 
-template <int D, Upstream U, bool kMap>
+template <int D, bool kMap>
 __device__ __forceinline__ void keep_state(const RowsArgs& args, const FusedHead& head, const RowsRoom<D>& room,
                                            RowsBarriers& barriers) {
     const FusedShape& s = args.rows.in.shape;
@@ -264,17 +253,17 @@ __device__ __forceinline__ void keep_state(const RowsArgs& args, const FusedHead
                               : args.rows.starts + (head.item * (s.segments - 1) + head.segment - 1) * kSumsSize<D>;
     RowsState<D> state;
     UpstreamRows<D, kMap> upstream;
-    if constexpr (U == Upstream::given) upstream.load(args, head, walk.first);
+    upstream.load(args, head, walk.first);
     state.begin(starts);
     room.z().begin(kStateBarrier, starts ? starts + kFusedFeatures * D : nullptr);
     if (walk.begins_with_state()) {
         state.publish(room.state());
         barriers.state_full.arrive();
     }
-    if constexpr (U == Upstream::given) upstream.make_dots(args, head, room, barriers, walk, walk.first);
+    upstream.make_dots(args, head, room, barriers, walk, walk.first);
 #pragma unroll 1
     for (int b = walk.first; b < walk.last; ++b)
-        make_state<D, U, kMap>(args, head, room, barriers, walk, b, state, upstream);
+        make_state<D, kMap>(args, head, room, barriers, walk, b, state, upstream);
     if constexpr (kMap) state.store_map(args.rows.dwq_parts + head.part() * D * kFusedMap);
 }
 
