@@ -24,7 +24,7 @@
 //          3   90  no branches an element, places by addition, each thread's dphi by itself, two blocks an SM without spills: 0.70.
 //                  Three blocks an SM, 168 registers, spills: 92. Without u 69, without du 72, without dx's product or dW's 81, without
 //                  any of them 68: what shared memory moves (66 % of its wavefronts) and instructions add to the copies.
-//          4       (H100 95: 0.94 there) both rows of a thread in one branch, so that the steps of one fill the waits of the other
+//          4   91  (H100 95: 0.94 there) both rows of a thread in one branch, so that the steps of one fill the waits of the other
 // SOURCE   arXiv 2402.04347; PTX ISA, "Matrix Fragments for mma.m16n8k16".
 #include "kernels/common/cuda/early.cuh"
 #include "kernels/common/cuda/roles.cuh"

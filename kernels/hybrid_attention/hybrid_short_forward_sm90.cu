@@ -29,7 +29,8 @@
 //            thread block then comes last, after 16000 clocks. The maps by the copy engine too, and one run through the features'
 //            code for nothing while they come: 27.6. ncu: waiting for instructions is 2 % of a warp's time.
 //          4 25.4 (H100) q not before k is there: 8100 clocks. q at the map's arrival instead: 27.
-//          5 24.9 (H100) phi_q.z before the product with S, not under it: the last warpgroup's quarter is on its way then.
+//          5 24.9 (H100; 22.6 in the bench, H200, where the walk had 37.0) phi_q.z before the product with S, not under it: the last
+//            warpgroup's quarter is on its way then.
 //          What is left, in clocks of 42000: 8100 until k is there, 6000 for q, then 28000 in which all warpgroups multiply or all
 //          take exponentials: 128 registers leave none for two blocks in turn. Launch and end 3 us.
 //          Not built: a cluster for the four thread blocks of a head. 30 fit on 132 SMs, 32 heads would take two waves. Whole

@@ -15,7 +15,7 @@
 //          2 block_rows.cuh as RMS norm has it, weight and bias loaded between the two sums: 0.60, 0.86. 64 registers, four blocks an SM:
 //            too few bytes under way in the forward, whose chain of two sums is twice as long.
 //          3 weight and bias after the sums, 40 registers: 0.75, 0.86.
-//          4 two rows a block, a barrier less, begun early: 0.91 (alone, as below); an H100 has 0.94, 0.91.
+//          4 two rows a block, a barrier less, begun early: 0.91 alone, as below; 0.83, 0.84 in the bench, an H100 0.94, 0.91.
 //          Beside 4, alone with typed loads and stores, the forward in us, launched early or not (4: 34.7, 36.9; 3: 39.8; 31.6 at best)
 //            four rows a block                                                  39.0   39.5   (parameters first: 36.0, 37.8)
 //            one row a block, six blocks an SM                                  48.5          (registers: 40, spills)

@@ -23,10 +23,11 @@
 //          4 roles by sign, copies by a thread of theirs. Predicted: 4500 clocks a block and 105. H200: 122, 204. The window waits 3700 clocks
 //            of a block for v, whose copy that thread asks for late. With k's projection under dWq 122, 220 (H100); asking for tiles in
 //            the L2 cache as well 127, 231: the thread is its group's slowest.
-//          5 this, copies by a group of their own: 122, 209 (H100; D = 64 86, 141 after 91, 147); the loss alone lost by it. 9400 clocks a block, and 50000 before the
-//            fourth block, code that is new to the multiprocessor and first tiles among them. By clock stamps the window works 6500 of them
-//            (weights 2050, loss and dN 1950: four to five clocks an instruction with three warps a scheduler, which issues in one of
-//            three clocks) and waits for S, v and q; the signs work 7300 (phi 1000 and 800, du 1150). For instructions they wait 2 to 4 %.
+//          5 this, copies by a group of their own: 122, 209 (H100; D = 64 86, 141 after 91, 147); the loss alone lost by it. 9400 clocks
+//            a block, and 50000 before the fourth block, code that is new to the multiprocessor and first tiles among them. By clock
+//            stamps the window works 6500 of them (weights 2050, loss and dN 1950: four to five clocks an instruction with three warps
+//            a scheduler, which issues in one of three clocks) and waits for S, v and q; the signs work 7300 (phi 1000 and 800, du
+//            1150). For instructions they wait 2 to 4 %. All of stage 1 on an H200: 311 -> 272, 1x1024 125 -> 91, 1x32768 1355 -> 1301.
 //          6 (not kept) one form of a step for all blocks, with S = 0 in the first two: 127, 216; 1x32768 842 after 875, D = 64 158.
 // SOURCE   arXiv 2410.10254, section 3.1; the roles are derived here.
 #include "kernels/transfer_loss/transfer_rows_features.cuh"
