@@ -33,8 +33,8 @@ install_missing() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# Sets `preset`, and in `architectures` the option that compiles kernels for one GPU only: the one here. Where there is none they are
-# compiled for Hopper as far as PTX: machine code is half of the work and would not run. (A plain `cmake --preset cuda` compiles for all.)
+# choose_preset [ARCHITECTURE]. Sets `preset`, and in `architectures` the option that compiles kernels for one GPU only: the one here, or
+# where there is none ARCHITECTURE, Hopper unless said. (A plain `cmake --preset cuda` compiles for all.)
 choose_preset() {
     preset=cpu architectures=()
     if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then
@@ -42,7 +42,7 @@ choose_preset() {
     fi
     command -v nvcc >/dev/null || return 0
     preset=cuda
-    local architecture=90a-virtual
+    local architecture=${1:-90a-real}
     nvidia-smi -L >/dev/null 2>&1 && architecture=native
     architectures=(-DCMAKE_CUDA_ARCHITECTURES="$architecture")
 }
