@@ -58,13 +58,7 @@ using namespace gated_sm90;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-struct Barriers {
-    Barrier full[kStages], free[kStages];
-    __device__ void init() {
-        for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(kPair * kConsumerWarps);
-        fence_barriers();
-    }
-};
+using Barriers = PairBarriers<kStages, kConsumerWarps>;
 
 struct Stage {
     __nv_bfloat16* base;
@@ -218,16 +212,7 @@ int most_clusters() {
             cudaGetLastError();
             return 0;
         }
-        allow_shared_memory(gated_kernel, kSharedBytes);
-        cudaLaunchAttribute pair{};
-        pair.id = cudaLaunchAttributeClusterDimension;
-        pair.val.clusterDim = {kPair, 1, 1};
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(kPair), config.blockDim = dim3(kRoleThreads);
-        config.dynamicSmemBytes = kSharedBytes, config.attrs = &pair, config.numAttrs = 1;
-        int count = 0;
-        LC_CUDA(cudaOccupancyMaxActiveClusters(&count, gated_kernel, &config));
-        return std::max(count, 1);
+        return std::max(pairs_at_a_time(gated_kernel, kRoleThreads, kSharedBytes), 1);
     }();
     return clusters;
 }

@@ -1,5 +1,4 @@
-// The features' role in hybrid_fused_backward_rows_sm90.cu and kernels/transfer_loss/transfer_loss_rows_sm90.cu: phi_q and its product with
-// z, back through it to D and du; phi_k.
+// The features' role in hybrid_fused_backward_rows_sm90.cu: phi_q and its product with z, back through it to D and du; phi_k.
 #pragma once
 #include "kernels/hybrid_attention/hybrid_rows.cuh"
 

@@ -1,5 +1,4 @@
-// The state's role in hybrid_fused_backward_rows_sm90.cu and kernels/transfer_loss/transfer_loss_rows_sm90.cu: S and z, dWq; where dy is
-// given dy.y, and dN if it is asked for; the copies of q, v and dy.
+// The state's role in hybrid_fused_backward_rows_sm90.cu: S and z, dWq; dy.y, and dN if it is asked for; the copies of q, v and dy.
 #pragma once
 #include "kernels/hybrid_attention/hybrid_rows.cuh"
 

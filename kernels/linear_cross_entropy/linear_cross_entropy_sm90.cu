@@ -157,17 +157,7 @@ __global__ void __launch_bounds__(256)
 
 // Pairs that the device holds at a time. Asked once: on another GPU of the same kind it is the same.
 int most_clusters() {
-    static const int clusters = [] {
-        cudaLaunchAttribute pair{};
-        pair.id = cudaLaunchAttributeClusterDimension;
-        pair.val.clusterDim = {kPair, 1, 1};
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(kPair), config.blockDim = dim3(kRoleThreads);
-        config.dynamicSmemBytes = kSharedBytes, config.attrs = &pair, config.numAttrs = 1;
-        int count = 0;
-        LC_CUDA(cudaOccupancyMaxActiveClusters(&count, share_kernel, &config));
-        return std::max(count, 1);
-    }();
+    static const int clusters = std::max(pairs_at_a_time(share_kernel, kRoleThreads, kSharedBytes), 1);
     return clusters;
 }
 

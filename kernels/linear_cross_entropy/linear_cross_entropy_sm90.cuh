@@ -39,13 +39,7 @@ __host__ __device__ constexpr int tiles_of(int64_t size, int tile) {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-struct Barriers {
-    Barrier full[kStages], free[kStages];
-    __device__ void init() {
-        for (int i = 0; i < kStages; ++i) full[i].init(1), free[i].init(kPair * kConsumerWarps);
-        fence_barriers();
-    }
-};
+using Barriers = PairBarriers<kStages, kConsumerWarps>;
 
 struct Stage {
     __nv_bfloat16* base;

@@ -82,18 +82,7 @@ __global__ void __launch_bounds__(kRoleThreads, 1) sum_of_products_kernel(const 
 // Pairs that the device holds at a time. Asked once: on another GPU of the same kind it is the same.
 template <Major B>
 int most_clusters() {
-    static const int clusters = [] {
-        allow_shared_memory(sum_of_products_kernel<B>, kBytes<B>);
-        cudaLaunchAttribute pair{};
-        pair.id = cudaLaunchAttributeClusterDimension;
-        pair.val.clusterDim = {kPair, 1, 1};
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(kPair), config.blockDim = dim3(kRoleThreads);
-        config.dynamicSmemBytes = kBytes<B>, config.attrs = &pair, config.numAttrs = 1;
-        int count = 0;
-        LC_CUDA(cudaOccupancyMaxActiveClusters(&count, sum_of_products_kernel<B>, &config));
-        return std::max(count, 2);
-    }();
+    static const int clusters = std::max(pairs_at_a_time(sum_of_products_kernel<B>, kRoleThreads, kBytes<B>), 2);
     return clusters;
 }
 

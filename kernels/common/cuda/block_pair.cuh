@@ -1,11 +1,37 @@
 // What products on pairs of blocks share (sm_90a): clusters of two whose blocks fetch operands for each other, and results that are
 // stored from registers.
 #pragma once
+#include "kernels/common/cuda/launch.h"
 #include "kernels/common/cuda/roles.cuh"
 
 namespace lc::kernels {
 
+// Pairs that the device holds at a time, each block with `threads` and `shared_bytes` of dynamic memory.
+template <class Kernel>
+int pairs_at_a_time(Kernel* kernel, int threads, int shared_bytes) {
+    allow_shared_memory(kernel, shared_bytes);
+    cudaLaunchAttribute pair{};
+    pair.id = cudaLaunchAttributeClusterDimension;
+    pair.val.clusterDim = {2, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(2), config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.attrs = &pair, config.numAttrs = 1;
+    int count = 0;
+    LC_CUDA(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+    return count;
+}
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Of a ring of stages that both blocks fill for both, and that `Warps` of each read.
+template <int Stages, int Warps>
+struct PairBarriers {
+    Barrier full[Stages], free[Stages];
+    __device__ void init() {
+        for (int i = 0; i < Stages; ++i) full[i].init(1), free[i].init(2 * Warps);
+        fence_barriers();
+    }
+};
 
 // One warp is done with a stage, whose `free` barrier both blocks wait at: either may write it again once all warps of both are.
 __device__ __forceinline__ void release_pair(Barrier& free) {
